@@ -1,0 +1,61 @@
+"""Federated averaging and the representation it learns: the library behind the book."""
+
+from fedlib.aggregate import server_step, weighted_average
+from fedlib.clients import ClientData
+from fedlib.data import (
+    DataError,
+    ImageSet,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_glyphs,
+)
+from fedlib.evaluate import Interval, evaluate, mean_interval
+from fedlib.fedavg import FedAvgConfig, FedAvgResult, History, run_fedavg, run_round
+from fedlib.finetune import fine_tune
+from fedlib.local import LocalResult, draw_batches, local_sgd, task_loss
+from fedlib.models import CNN, MLP, BodyHead, LinearNet, Params, params_of, with_body
+from fedlib.partition import (
+    partition_by_class,
+    partition_dirichlet,
+    partition_iid,
+    private_labels,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "BodyHead",
+    "ClientData",
+    "DataError",
+    "FedAvgConfig",
+    "FedAvgResult",
+    "History",
+    "ImageSet",
+    "Interval",
+    "LinearNet",
+    "LocalResult",
+    "Params",
+    "draw_batches",
+    "evaluate",
+    "fine_tune",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_glyphs",
+    "local_sgd",
+    "mean_interval",
+    "params_of",
+    "partition_by_class",
+    "partition_dirichlet",
+    "partition_iid",
+    "private_labels",
+    "run_fedavg",
+    "run_round",
+    "server_step",
+    "task_loss",
+    "weighted_average",
+    "with_body",
+]

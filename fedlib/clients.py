@@ -1,0 +1,167 @@
+"""A federation's data: every client's examples in two flat tensors."""
+
+__all__ = ["ClientData"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClientData:
+    """The examples of M clients, one client after the other.
+
+    Clients may hold different numbers of examples ("ragged"). ``clients[i]`` gives client i's
+    inputs and targets as views, without copying.
+
+    Args:
+        inputs: all inputs, client 0's first, shape (N, ...); their dtype is the model's.
+        targets: class indices (int64) or real responses (floating point), shape (N,).
+        sizes: examples per client, int64 array of shape (M,), each at least 1, summing to N.
+
+    Raises:
+        ValueError: if sizes do not fit, a client is empty, or a value is not finite.
+
+    Example:
+        >>> parts = [np.array([0, 2]), np.array([1])]
+        >>> clients = ClientData.from_parts(np.eye(3), np.array([0, 1, 0]), parts)
+        >>> clients
+        ClientData(num_clients=2, sizes=1..2, inputs=(3,), device=cpu)
+        >>> clients[0][1]
+        tensor([0, 0])
+    """
+
+    inputs: Shaped[Tensor, "n ..."]
+    targets: Shaped[Tensor, " n"]
+    sizes: Int[np.ndarray, " m"]
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) == 0 or self.sizes.min() < 1:
+            empty = np.flatnonzero(self.sizes < 1)[:5].tolist()
+            raise ValueError(
+                f"Invalid sizes: clients {empty} hold no example. Give every client at least one."
+            )
+        if not self.sizes.sum() == len(self.inputs) == len(self.targets):
+            raise ValueError(
+                f"Invalid sizes: they sum to {self.sizes.sum()}, but there are {len(self.inputs)} "
+                f"inputs and {len(self.targets)} targets. All three must agree."
+            )
+        for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"Invalid {name}: NaN or infinity. Remove or mend those examples.")
+        if not self.targets.is_floating_point() and int(self.targets.min()) < 0:
+            raise ValueError(
+                f"Invalid targets: the least label is {int(self.targets.min())}. Labels start at 0 "
+                "(private_labels marks examples outside every part by -1)."
+            )
+
+    @classmethod
+    def from_parts(
+        cls,
+        images: Float[np.ndarray, "n ..."],
+        labels: Shaped[np.ndarray, " n"],
+        parts: Sequence[Int[np.ndarray, " _"]],
+        *,
+        device: str | torch.device = "cpu",
+    ) -> "ClientData":
+        """Gather each part's examples onto a device.
+
+        Args:
+            images: inputs, shape (n, ...).
+            labels: one label or response per input, shape (n,).
+            parts: one index array per client, as the ``partition_*`` functions return; they may
+                overlap and need not cover everything.
+            device: where the tensors live.
+
+        Returns:
+            The federation, client i holding ``images[parts[i]]``.
+        """
+        index = np.concatenate([np.asarray(part) for part in parts])
+        if len(index) and not 0 <= index.min() <= index.max() < len(images):
+            raise ValueError(
+                f"Invalid parts: they reach from {index.min()} to {index.max()}, but there are "
+                f"{len(images)} images. Use indices from 0 to {len(images) - 1}."
+            )
+        return cls(
+            torch.as_tensor(images[index], device=device),
+            torch.as_tensor(labels[index], device=device),
+            np.array([len(part) for part in parts], dtype=np.int64),
+        )
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients M."""
+        return len(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples live."""
+        return self.inputs.device
+
+    @cached_property
+    def starts(self) -> Int[np.ndarray, " m"]:
+        """Row of each client's first example, shape (M,)."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    def __len__(self) -> int:
+        return self.num_clients
+
+    def __getitem__(self, client: SupportsIndex) -> tuple[Tensor, Tensor]:
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"Invalid client={client}: clients are 0 to {self.num_clients - 1}.")
+        rows = slice(self.starts[client], self.starts[client] + self.sizes[client])
+        return self.inputs[rows], self.targets[rows]
+
+    def __repr__(self) -> str:
+        return (
+            f"ClientData(num_clients={self.num_clients}, sizes={self.sizes.min()}.."
+            f"{self.sizes.max()}, inputs={tuple(self.inputs.shape[1:])}, device={self.device})"
+        )
+
+    def select(self, ids: Sequence[int] | Int[np.ndarray, " _"]) -> "ClientData":
+        """Return the federation of these clients only, in this order."""
+        return self._rows([np.arange(self.sizes[i]) for i in ids], ids)
+
+    def split(
+        self, fraction: float, *, rng: np.random.Generator
+    ) -> tuple["ClientData", "ClientData"]:
+        """Split every client's examples at random, say to train and to test.
+
+        Args:
+            fraction: share of each client's examples in the first half, in (0, 1); rounded, and
+                at least one example stays on either side.
+            rng: shuffles the examples.
+
+        Returns:
+            Two federations of the same M clients.
+
+        Raises:
+            ValueError: if the fraction is not inside (0, 1) or a client has a single example.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"Invalid fraction={fraction}: it must lie strictly between 0 and 1.")
+        if self.sizes.min() < 2:
+            raise ValueError(
+                f"Invalid clients: client {int(self.sizes.argmin())} has one example, which "
+                "cannot be split. Give every client at least two."
+            )
+        firsts, seconds = [], []
+        for size in self.sizes:
+            order = rng.permutation(size)
+            cut = min(max(round(fraction * size), 1), size - 1)
+            firsts.append(order[:cut])
+            seconds.append(order[cut:])
+        everyone = range(self.num_clients)
+        return self._rows(firsts, everyone), self._rows(seconds, everyone)
+
+    def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int]) -> "ClientData":
+        index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
+        index = torch.as_tensor(index, device=self.device)
+        sizes = np.array([len(r) for r in rows], dtype=np.int64)
+        return ClientData(self.inputs[index], self.targets[index], sizes)

@@ -1,0 +1,115 @@
+"""How well parameters do on every client, and how sure a mean over seeds is."""
+
+__all__ = ["Interval", "evaluate", "mean_interval"]
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Real
+from scipy import stats
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedlib._checks import check_in
+from fedlib.clients import ClientData
+from fedlib.models import Params
+
+
+def evaluate(
+    model: nn.Module,
+    params: Params | Sequence[Params],
+    clients: ClientData,
+    *,
+    metric: str = "accuracy",
+    chunk: int = 2000,
+) -> Float[np.ndarray, " m"]:
+    """Evaluate parameters on every client's examples.
+
+    Args:
+        model: gives the architecture.
+        params: one set for all clients, or one set per client, as ``fine_tune`` returns.
+        clients: M clients.
+        metric: "accuracy", the fraction of examples whose largest output is at the label; or
+            "loss", the mean task loss.
+        chunk: examples per forward pass, which bounds memory.
+
+    Returns:
+        One number per client, float64 of shape (M,).
+
+    Raises:
+        ValueError: if there is not one set of parameters per client, or accuracy is asked for real
+            targets.
+
+    Example:
+        >>> clients = ClientData(torch.eye(2), torch.tensor([0, 0]), np.array([1, 1]))
+        >>> evaluate(nn.Identity(), {}, clients)
+        array([1., 0.])
+    """
+    check_in("metric", metric, ["accuracy", "loss"])
+    if metric == "accuracy" and clients.targets.is_floating_point():
+        raise ValueError('Invalid metric="accuracy": the targets are real. Use metric="loss".')
+    if isinstance(params, dict):
+        each = _scores(model, params, clients.inputs, clients.targets, metric, chunk)
+        return np.add.reduceat(each, clients.starts) / clients.sizes
+    if len(params) != clients.num_clients:
+        raise ValueError(
+            f"Invalid params: {len(params)} sets for {clients.num_clients} clients. Give one set "
+            "per client, or a single dict for all."
+        )
+    return np.array(
+        [_scores(model, params[i], *clients[i], metric, chunk).mean() for i in range(len(clients))]
+    )
+
+
+def _scores(
+    model: nn.Module, params: Params, inputs: Tensor, targets: Tensor, metric: str, chunk: int
+) -> np.ndarray:
+    """Return one score per example."""
+    scores = []
+    with torch.no_grad():
+        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+            outputs = functional_call(model, params, (x,))
+            if metric == "accuracy":
+                scores.append(outputs.argmax(1) == y)
+            elif y.is_floating_point():
+                scores.append(0.5 * (outputs - y).square())
+            else:
+                scores.append(nn.functional.cross_entropy(outputs, y, reduction="none"))
+    return torch.cat(scores).double().cpu().numpy()
+
+
+class Interval(NamedTuple):
+    """A mean and the half-width of its confidence interval."""
+
+    mean: float
+    half_width: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half_width:.3f}"
+
+
+def mean_interval(
+    values: Real[np.ndarray, " n"] | Sequence[float], *, level: float = 0.95
+) -> Interval:
+    """Return the mean of independent runs with Student's confidence interval.
+
+    Args:
+        values: one number per run, at least two.
+        level: coverage, in (0, 1).
+
+    Returns:
+        Mean and half-width: ``mean ± half_width`` covers the true mean with the given probability
+        if runs are independent and normal.
+
+    Example:
+        >>> str(mean_interval([0.0, 1.0, 2.0]))
+        '1.000 ± 2.484'
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"Invalid values: {len(values)} run. An interval needs at least two.")
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    quantile = stats.t.ppf(0.5 + level / 2, df=len(values) - 1)
+    return Interval(float(values.mean()), float(quantile * spread))

@@ -1,0 +1,120 @@
+"""Stored results: JSON files with a record of how they came about."""
+
+__all__ = ["PROVENANCE", "load_result", "provenance", "run_units", "save_result"]
+
+import json
+import multiprocessing as mp
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata, resources
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+PROVENANCE = ("command", "commit", "date", "device", "seeds", "versions", "wall_seconds")
+"""What every stored result says about itself."""
+
+
+def load_result(name: str) -> dict:
+    """Load a result stored with the book.
+
+    Args:
+        name: the experiment's name, for example "puzzle".
+
+    Returns:
+        The stored record; ``["provenance"]`` says how it was made.
+
+    Raises:
+        FileNotFoundError: if no such result is stored.
+
+    Example:
+        >>> sorted(load_result("puzzle"))
+        ['chosen', 'design', 'final', 'provenance', 'tuning']
+    """
+    folder = resources.files("fedlib.results")
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
+        raise FileNotFoundError(
+            f'Invalid name="{name}": no such stored result. Use one of {names}, or run '
+            f"python -m fedlib.experiments {name}."
+        )
+    return json.loads(file.read_text())
+
+
+def save_result(path: Path, record: Mapping) -> None:
+    """Write a result, sorted and one entry a line, so that a re-run shows as a small diff."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def provenance(*, seeds: Iterable[int], wall_seconds: float) -> dict:
+    """Say how a result came about: command, commit, date, device, seeds, versions, wall time."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown (not run from a git checkout)"
+    return {
+        "command": " ".join(["python", "-m", "fedlib.experiments", *sys.argv[1:]]),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
+        "seeds": list(seeds),
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("torch", "numpy", "matplotlib")},
+        "wall_seconds": round(wall_seconds),
+    }
+
+
+def run_units(
+    function: Callable[..., dict], units: list[dict], *, cache: Path, workers: int, label: str
+) -> list[dict]:
+    """Compute ``function(**unit)`` for every unit in parallel processes; stopped work resumes.
+
+    Each result is appended to ``cache`` as it comes, and what is there already is not run again.
+
+    Args:
+        function: a module-level function whose arguments and result are plain JSON values.
+        units: its keyword arguments.
+        cache: JSON-lines file of finished units.
+        workers: processes; each uses one thread, so that they do not disturb one another.
+        label: shown beside the progress bar.
+
+    Returns:
+        One result per unit, in order.
+    """
+    done = {}
+    if cache.exists():
+        for line in cache.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the line being written when the process was stopped
+                continue
+            done[_key(entry["unit"])] = entry["result"]
+    missing = [unit for unit in units if _key(unit) not in done]
+    with (
+        cache.open("a") as file,
+        mp.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool,
+    ):
+        work = pool.imap_unordered(_call, [(function, unit) for unit in missing])
+        for unit, result in tqdm(work, desc=label, total=len(missing)):
+            file.write(json.dumps({"unit": unit, "result": result}) + "\n")
+            file.flush()
+            done[_key(unit)] = result
+    return [done[_key(unit)] for unit in units]
+
+
+def _key(unit: dict) -> str:
+    return json.dumps(unit, sort_keys=True)
+
+
+def _call(task: tuple[Callable[..., dict], dict]) -> tuple[dict, dict]:
+    function, unit = task
+    return unit, function(**unit)

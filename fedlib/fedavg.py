@@ -1,0 +1,291 @@
+"""Federated averaging: configuration, one round, the loop."""
+
+__all__ = ["FedAvgConfig", "FedAvgResult", "History", "run_fedavg", "run_round"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from fedlib._checks import check_in, check_positive, check_positive_int
+from fedlib.aggregate import server_step, weighted_average
+from fedlib.checkpoint import load_checkpoint, run_identity, save_checkpoint
+from fedlib.clients import ClientData
+from fedlib.local import STRATEGIES, draw_batches, train_cohort
+from fedlib.models import Params, params_of
+
+Metrics = Callable[[Params], Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FedAvgConfig:
+    """Everything that defines a run of FedAvg, but its data, model and seed.
+
+    ``local_steps=1`` is the one-step baseline, distributed SGD (D-SGD).
+
+    Args:
+        num_rounds: rounds T, at least 1.
+        local_steps: SGD steps τ of every client in every round, at least 1.
+        cohort_size: clients m drawn in each round, without replacement; None takes all.
+        batch_size: examples per local step; None takes all of a client's examples, and a client
+            with fewer uses all it has.
+        client_lr: step size α of the local steps, positive.
+        server_lr: step size β of the server; 1, plain averaging, unless given.
+
+    Raises:
+        TypeError: if a count is not an integer.
+        ValueError: if a value is out of range.
+
+    Example:
+        >>> config = FedAvgConfig(
+        ...     num_rounds=3, local_steps=5, cohort_size=2, batch_size=4, client_lr=0.1
+        ... )
+        >>> config.server_lr
+        1.0
+
+    Reference:
+        McMahan et al. (2017), Algorithm 1; Collins et al. (2022), Algorithm 1. Chapter 1.
+    """
+
+    num_rounds: int
+    local_steps: int
+    cohort_size: int | None
+    batch_size: int | None
+    client_lr: float
+    server_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive_int("num_rounds", self.num_rounds)
+        check_positive_int("local_steps", self.local_steps)
+        for name in ("cohort_size", "batch_size"):
+            if getattr(self, name) is not None:
+                check_positive_int(name, getattr(self, name))
+        check_positive("client_lr", self.client_lr)
+        check_positive("server_lr", self.server_lr)
+
+
+@dataclass(frozen=True)
+class History:
+    """What was recorded on the way; arrays of equal length, one entry per evaluated round.
+
+    ``history["name"]`` is the series of the metric of that name.
+
+    Attributes:
+        round_num: rounds completed when the entry was made, int64.
+        loss: mean loss of the cohort's local steps in that round, float64.
+        metrics: the series returned by ``metrics``, float64 each.
+    """
+
+    round_num: np.ndarray
+    loss: np.ndarray
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.round_num)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.metrics[name]
+
+    @classmethod
+    def of(cls, entries: list[dict]) -> "History":
+        """Turn a list of entries, each with keys ``round_num`` and ``loss``, into arrays."""
+        columns = {name: np.array([entry[name] for entry in entries]) for name in entries[0]}
+        return cls(columns.pop("round_num"), columns.pop("loss"), columns)
+
+
+class FedAvgResult(NamedTuple):
+    """What a run returns.
+
+    Attributes:
+        params: the server's parameters after the last round.
+        history: loss and metrics of the evaluated rounds.
+    """
+
+    params: Params
+    history: History
+
+
+def run_round(
+    model: nn.Module,
+    params: Params,
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    rng: np.random.Generator,
+    strategy: str = "auto",
+) -> tuple[Params, float]:
+    """Run one round: draw a cohort, train it locally, average, step the server.
+
+    The cohort and every batch are drawn before any client runs, so that the result does not depend
+    on how the cohort is run.
+
+    Args:
+        model: gives the architecture.
+        params: the server's parameters.
+        clients: the federation's data.
+        config: the run's configuration.
+        rng: draws the cohort and the batches.
+        strategy: how to run the cohort; see ``run_fedavg``.
+
+    Returns:
+        The server's new parameters, and the cohort's mean loss, weighted as the average is.
+    """
+    size = config.cohort_size or clients.num_clients
+    cohort = np.arange(clients.num_clients)
+    if size < clients.num_clients:
+        cohort = rng.choice(clients.num_clients, size, replace=False)
+    batches = [
+        draw_batches(
+            int(clients.sizes[i]),
+            local_steps=config.local_steps,
+            batch_size=config.batch_size,
+            rng=rng,
+        )
+        for i in cohort
+    ]
+    results = train_cohort(
+        model, params, clients, cohort, batches, lr=config.client_lr, strategy=strategy
+    )
+    weights = clients.sizes[cohort]
+    average = weighted_average([result.params for result in results], weights)
+    losses = torch.stack([result.loss for result in results]).double().cpu().numpy()
+    params = server_step(params, average, server_lr=config.server_lr)
+    return params, float(np.average(losses, weights=weights))
+
+
+def run_fedavg(
+    model: nn.Module,
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    seed: int,
+    metrics: Metrics | None = None,
+    eval_every: int = 1,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    strategy: str = "auto",
+) -> FedAvgResult:
+    """Train ``model`` on a federation by FedAvg, from the model's current parameters.
+
+    The model itself is not changed. Round t draws its cohort and batches from a generator keyed by
+    (seed, t) alone: the same seed gives the same result, and a resumed run the result of one that
+    was never stopped.
+
+    Args:
+        model: any module without batch normalisation or dropout; needs no ``body`` and ``head``
+            here, only when a part of it is fine-tuned.
+        clients: the federation's data, with inputs of the model's dtype and device.
+        config: the run's configuration.
+        seed: keys all randomness of the run, at least 0.
+        metrics: maps the server's parameters to named numbers; called in the evaluated rounds.
+        eval_every: evaluate after every so many rounds, and after the last.
+        checkpoint: a file written in every evaluated round; if it is there already and belongs to
+            this run, the run goes on from it.
+        progress: show a progress bar.
+        strategy: how a cohort is run, a name in ``fedlib.local.STRATEGIES``; "auto" chooses.
+
+    Returns:
+        Final parameters and history.
+
+    Raises:
+        ValueError: before the first round, if an argument, the data and the model do not fit.
+        FloatingPointError: if the loss or the parameters stop being finite.
+
+    Example:
+        >>> from fedlib import LinearNet
+        >>> clients = ClientData(torch.ones(6, 2), torch.ones(6), np.array([2, 4]))
+        >>> config = FedAvgConfig(
+        ...     num_rounds=50, local_steps=2, cohort_size=None, batch_size=None, client_lr=0.2
+        ... )
+        >>> result = run_fedavg(LinearNet(2, 1), clients, config, seed=0, progress=False)
+        >>> bool(result.history.loss[-1] < 1e-6)
+        True
+
+    Reference:
+        McMahan et al. (2017), Algorithm 1; Chapter 1.
+    """
+    params = params_of(model)
+    _check_run(model, params, clients, config, seed, strategy)
+    check_positive_int("eval_every", eval_every)
+    entries, first = [], 0
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        identity = run_identity(asdict(config), seed, params, clients)
+        if checkpoint.exists():
+            saved = load_checkpoint(checkpoint, identity, device=clients.device)
+            params, entries = saved
+            first = entries[-1]["round_num"]
+
+    rounds = range(first, config.num_rounds)
+    for t in tqdm(rounds, desc="rounds", disable=not progress):
+        rng = np.random.default_rng([seed, t])
+        params, loss = run_round(model, params, clients, config, rng=rng, strategy=strategy)
+        if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in params.values()):
+            raise FloatingPointError(
+                f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
+                f"Use a client_lr smaller than {config.client_lr}."
+            )
+        if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
+            entries.append(
+                {"round_num": t + 1, "loss": loss, **(metrics(params) if metrics else {})}
+            )
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, identity, params, entries)
+    return FedAvgResult(params, History.of(entries))
+
+
+def _check_run(
+    model: nn.Module,
+    params: Params,
+    clients: ClientData,
+    config: FedAvgConfig,
+    seed: int,
+    strategy: str,
+) -> None:
+    """Refuse, before any work, what would fail or mislead later."""
+    check_in("strategy", strategy, ["auto", *STRATEGIES])
+    if seed < 0:
+        raise ValueError(f"Invalid seed={seed}: seeds are 0, 1, 2, ….")
+    if config.cohort_size is not None and config.cohort_size > clients.num_clients:
+        raise ValueError(
+            f"Invalid cohort_size={config.cohort_size}: the federation has {clients.num_clients} "
+            f"clients. Use cohort_size <= {clients.num_clients}, or None for all."
+        )
+    check_model(model, params, clients)
+
+
+def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
+    """Refuse a model that does not fit the data, or whose rounds would not be pure functions."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            raise ValueError(
+                f"Invalid model: it contains {type(layer).__name__}, which keeps state or draws "
+                "from torch's global generator. Use GroupNorm for BatchNorm, and leave out dropout."
+            )
+    one, _ = clients[0]
+    try:
+        with torch.no_grad():
+            outputs = torch.func.functional_call(model, params, (one[:1],))
+    except RuntimeError as error:
+        raise ValueError(
+            f"Invalid model: it cannot take inputs of shape {tuple(one[:1].shape)}, dtype "
+            f"{one.dtype} on {one.device} ({str(error).splitlines()[0]}). Build the model for this "
+            "shape, and bring both to one dtype and device."
+        ) from error
+    found = f"it maps inputs of shape {tuple(one[:1].shape)} to {tuple(outputs.shape)}"
+    if clients.targets.is_floating_point():
+        if outputs.shape != (1,):
+            raise ValueError(
+                f"Invalid model: {found}, but real targets need outputs of shape (1,), one number "
+                "per example. Squeeze the last dimension, as LinearNet does."
+            )
+    elif outputs.ndim != 2 or outputs.shape[1] <= int(clients.targets.max()):
+        raise ValueError(
+            f"Invalid model: {found}, but labels reach {int(clients.targets.max())}. It needs at "
+            f"least {int(clients.targets.max()) + 1} outputs per example."
+        )

@@ -1,0 +1,188 @@
+"""Small models made of a ``body`` (the representation B) and a ``head`` (w)."""
+
+__all__ = ["CNN", "MLP", "BodyHead", "LinearNet", "Params", "params_of", "with_body"]
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""A model's parameters by name, as ``Module.named_parameters`` names them."""
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed`` and leave torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class BodyHead(nn.Module):
+    """``x -> head(body(x))``: the form that fine-tuning of a part relies on."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the head's outputs for a batch of inputs."""
+        return self.head(self.body(inputs))
+
+
+class LinearNet(BodyHead):
+    r"""The linear model of Part II, :math:`x\mapsto\langle w, B^\top x\rangle`.
+
+    ``body.weight`` is :math:`B^\top` of shape (k, d), ``head.weight`` is :math:`w^\top` of shape
+    (1, k). It starts with orthonormal columns of B and w = 0. Call ``.double()`` for float64.
+
+    Args:
+        d: number of inputs.
+        k: number of features, at most d.
+        seed: draws B.
+
+    Example:
+        >>> LinearNet(5, 2)(torch.ones(3, 5)).shape
+        torch.Size([3])
+
+    Reference:
+        Collins et al. (2022), Section 3.
+    """
+
+    def __init__(self, d: int, k: int, *, seed: int = 0) -> None:
+        if not 1 <= k <= d:
+            raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
+        super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
+        with _seeded(seed):
+            nn.init.orthogonal_(self.body.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return one real response per input."""
+        return super().forward(inputs).squeeze(-1)
+
+
+class MLP(BodyHead):
+    """Fully connected ReLU layers on the flattened input, and a linear head.
+
+    Args:
+        image_shape: shape of one input, for example (1, 8, 8).
+        num_classes: outputs of the head.
+        hidden: widths of the body's layers; the last is the number of features.
+        seed: draws the initial weights (torch's defaults for each layer).
+
+    Example:
+        >>> MLP((1, 8, 8), 10)(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        seed: int = 0,
+    ) -> None:
+        widths = [math.prod(image_shape), *hidden]
+        with _seeded(seed):
+            layers: list[nn.Module] = [nn.Flatten()]
+            for width_in, width_out in pairwise(widths):
+                layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+            super().__init__(nn.Sequential(*layers), nn.Linear(widths[-1], num_classes))
+
+
+class CNN(BodyHead):
+    """Two 5x5 convolutions, each followed by ReLU and 2x2 max-pooling, then a hidden layer.
+
+    With ``width=16`` on 32x32 images it has about the size of LeNet.
+
+    Args:
+        image_shape: channels, height and width of one image; height and width at least 4.
+        num_classes: outputs of the head.
+        width: channels of the first convolution; the second has twice as many.
+        num_features: outputs of the body.
+        seed: draws the initial weights (torch's defaults for each layer).
+
+    Example:
+        >>> CNN((1, 16, 16), 10)(torch.zeros(3, 1, 16, 16)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        *,
+        width: int = 16,
+        num_features: int = 64,
+        seed: int = 0,
+    ) -> None:
+        channels, height, breadth = image_shape
+        if min(height, breadth) < 4:
+            raise ValueError(
+                f"Invalid image_shape={tuple(image_shape)}: two poolings need at least 4x4 pixels. "
+                "Use MLP for smaller images."
+            )
+        flat = 2 * width * (height // 4) * (breadth // 4)
+        with _seeded(seed):
+            body = nn.Sequential(
+                nn.Conv2d(channels, width, 5, padding=2),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(width, 2 * width, 5, padding=2),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(flat, num_features),
+                nn.ReLU(),
+            )
+            super().__init__(body, nn.Linear(num_features, num_classes))
+
+
+def params_of(model: nn.Module) -> Params:
+    """Return a copy of the model's parameters, detached.
+
+    Example:
+        >>> sorted(params_of(LinearNet(5, 2)))
+        ['body.weight', 'head.weight']
+    """
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
+    """Join a trained body with the head of a fresh model.
+
+    New clients may hold classes, or numbers of classes, that no head has seen: they keep the
+    representation and start from ``model``'s own head.
+
+    Args:
+        model: gives the head, and the shapes that the body must have.
+        params: gives the entries whose names begin with ``body.``.
+
+    Returns:
+        Parameters for ``model``.
+
+    Raises:
+        ValueError: if a body entry is missing or has another shape.
+
+    Example:
+        >>> trained = params_of(MLP((1, 8, 8), 52))
+        >>> with_body(MLP((1, 8, 8), 10), trained)["head.bias"].shape
+        torch.Size([10])
+    """
+    joined = params_of(model)
+    for name in [name for name in joined if name.startswith("body.")]:
+        if name not in params or params[name].shape != joined[name].shape:
+            found = tuple(params[name].shape) if name in params else "missing"
+            raise ValueError(
+                f"Invalid params: {name} is {found}, but the model needs "
+                f"{tuple(joined[name].shape)}. Build the model with the same body."
+            )
+        joined[name] = params[name].detach().clone()
+    return joined

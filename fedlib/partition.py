@@ -1,0 +1,270 @@
+"""Which client holds which examples: labels in, one index array per client out."""
+
+__all__ = ["partition_by_class", "partition_dirichlet", "partition_iid", "private_labels"]
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from fedlib._checks import check_positive, check_positive_int, check_rng
+
+
+def partition_by_class(
+    labels: Int[np.ndarray, " n"],
+    *,
+    num_clients: int,
+    classes_per_client: int,
+    examples_per_client: int,
+    rng: np.random.Generator,
+) -> list[Int[np.ndarray, " n_i"]]:
+    """Give every client a few classes, and all clients equally many examples.
+
+    Classes are dealt like cards, from shuffled decks that hold each class once: how many clients
+    hold a class differs by at most one between classes. A client's examples are split as evenly
+    as possible among its classes. Parts are disjoint and need not cover the data.
+
+    Args:
+        labels: class of each example, integers.
+        num_clients: number of clients M.
+        classes_per_client: distinct classes each client holds, C.
+        examples_per_client: examples each client holds, at least C.
+        rng: source of all randomness.
+
+    Returns:
+        M int64 arrays of positions in ``labels``, each of length
+            ``examples_per_client`` and in random order.
+
+    Raises:
+        TypeError: if ``labels`` are not integers, or ``rng`` is not a NumPy generator.
+        ValueError: if there are too few classes, or a class runs out of examples; the message
+            then gives the largest ``examples_per_client`` that works for the same ``rng``.
+
+    Example:
+        >>> labels = np.repeat([0, 1, 2], 4)
+        >>> parts = partition_by_class(
+        ...     labels,
+        ...     num_clients=3,
+        ...     classes_per_client=2,
+        ...     examples_per_client=4,
+        ...     rng=np.random.default_rng(0),
+        ... )
+        >>> [np.bincount(labels[part], minlength=3).tolist() for part in parts]
+        [[2, 0, 2], [0, 2, 2], [2, 2, 0]]
+
+    Reference:
+        McMahan et al., "Communication-efficient learning of deep networks from decentralized
+        data", 2017, section 3 (two classes per client).
+    """
+    _check(labels, num_clients, rng)
+    check_positive_int("classes_per_client", classes_per_client)
+    check_positive_int("examples_per_client", examples_per_client)
+    classes, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
+    if classes_per_client > len(classes):
+        raise ValueError(
+            f"Invalid classes_per_client={classes_per_client}: only {len(classes)} classes. "
+            f"Use classes_per_client <= {len(classes)}."
+        )
+    if examples_per_client < classes_per_client:
+        raise ValueError(
+            f"Invalid examples_per_client={examples_per_client}: less than one example for each "
+            f"of the client's classes. Use examples_per_client >= {classes_per_client}."
+        )
+    hands = _deal(len(classes), num_clients, classes_per_client, rng)
+    positions = np.arange(classes_per_client)
+    # times[c, p]: how many hands hold class c at position p; earlier positions take the remainder
+    times = np.stack([np.bincount(h, minlength=len(classes)) for h in hands.T], axis=1)
+
+    def shares(examples: int) -> np.ndarray:
+        return examples // classes_per_client + (positions < examples % classes_per_client)
+
+    def runs_out(examples: int) -> bool:
+        return bool(np.any(times @ shares(examples) > supply))
+
+    if runs_out(examples_per_client):
+        short = np.argmax(times @ shares(examples_per_client) - supply)
+        sizes = range(classes_per_client, examples_per_client)
+        workable = bisect_left(sizes, True, key=runs_out)  # asking for more never needs less
+        remedy = f"examples_per_client <= {sizes[workable - 1]}" if workable else "fewer clients"
+        raise ValueError(
+            f"Invalid examples_per_client={examples_per_client}: class {classes[short]} runs out, "
+            f"with {times[short].sum()} clients sharing its {supply[short]} examples. Use {remedy}."
+        )
+    pools = [rng.permutation(np.flatnonzero(inverse == c)) for c in range(len(classes))]
+    parts = []
+    for hand in hands:
+        part = []
+        for c, share in zip(hand, shares(examples_per_client), strict=True):
+            part.append(pools[c][:share])
+            pools[c] = pools[c][share:]
+        parts.append(rng.permutation(np.concatenate(part)))
+    return parts
+
+
+def partition_dirichlet(
+    labels: Int[np.ndarray, " n"],
+    *,
+    num_clients: int,
+    concentration: float | int,
+    rng: np.random.Generator,
+) -> list[Int[np.ndarray, " _"]]:
+    """Split every class among the clients in random proportions.
+
+    For each class the proportions are drawn from a symmetric Dirichlet distribution: a small
+    concentration gives each class to few clients, a large one gives nearly equal shares. Every
+    example is used exactly once. A client left empty takes one example from the largest client.
+
+    Args:
+        labels: class of each example, integers.
+        num_clients: number of clients M, at most the number of examples.
+        concentration: parameter of the Dirichlet distribution, positive.
+        rng: source of all randomness.
+
+    Returns:
+        M int64 arrays of positions in ``labels``, none empty, each in random order.
+
+    Raises:
+        TypeError: if ``labels`` are not integers, or ``rng`` is not a NumPy generator.
+        ValueError: if there are more clients than examples, or ``concentration`` is not positive.
+
+    Example:
+        >>> parts = partition_dirichlet(
+        ...     np.repeat([0, 1], 50),
+        ...     num_clients=4,
+        ...     concentration=0.5,
+        ...     rng=np.random.default_rng(0),
+        ... )
+        >>> sum(len(part) for part in parts)
+        100
+
+    Reference:
+        Yurochkin et al., "Bayesian nonparametric federated learning of neural networks", 2019.
+    """
+    _check(labels, num_clients, rng)
+    check_positive("concentration", concentration)
+    pieces = [[] for _ in range(num_clients)]
+    for c in np.unique(labels):
+        examples = rng.permutation(np.flatnonzero(labels == c))
+        proportions = rng.dirichlet(np.full(num_clients, float(concentration)))
+        cuts = np.rint(np.cumsum(proportions)[:-1] * len(examples)).astype(np.int64)
+        for piece, dealt in zip(pieces, np.split(examples, cuts), strict=True):
+            piece.append(dealt)
+    parts = [rng.permutation(np.concatenate(piece)) for piece in pieces]
+    for i in range(num_clients):
+        if len(parts[i]) == 0:
+            largest = max(range(num_clients), key=lambda j: len(parts[j]))
+            parts[i], parts[largest] = parts[largest][:1], parts[largest][1:]
+    return parts
+
+
+def partition_iid(
+    labels: Int[np.ndarray, " n"], *, num_clients: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " _"]]:
+    """Shuffle all examples and cut them into parts whose sizes differ by at most one.
+
+    Args:
+        labels: class of each example, integers; only their number matters.
+        num_clients: number of clients M, at most the number of examples.
+        rng: source of all randomness.
+
+    Returns:
+        M int64 arrays of positions in ``labels``, each in random order.
+
+    Raises:
+        TypeError: if ``labels`` are not integers, or ``rng`` is not a NumPy generator.
+        ValueError: if there are more clients than examples.
+
+    Example:
+        >>> parts = partition_iid(np.zeros(10, int), num_clients=3, rng=np.random.default_rng(0))
+        >>> [len(part) for part in parts]
+        [4, 3, 3]
+    """
+    _check(labels, num_clients, rng)
+    return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
+def private_labels(
+    labels: Int[np.ndarray, " n"],
+    parts: Sequence[Int[np.ndarray, " _"]],
+    *,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+    """Let every client number its own classes: 0, 1, ..., in an order drawn for it alone.
+
+    What two clients call "class 0" then has nothing in common, so only a shared representation,
+    and no shared head, can serve them all.
+
+    Args:
+        labels: class of each example, integers.
+        parts: positions of each client's examples, disjoint.
+        rng: source of all randomness.
+
+    Returns:
+        int64 array as long as ``labels``: a client's C classes become 0..C-1 by a uniformly
+        random permutation of its own; examples outside every part become -1.
+
+    Raises:
+        TypeError: if ``labels`` or a part are not integers, or ``rng`` is not a NumPy generator.
+        ValueError: if parts overlap, or a position is not in 0..N-1.
+
+    Example:
+        >>> labels, parts = np.array([7, 7, 3, 3, 5]), [np.array([0, 2]), np.array([1, 3])]
+        >>> private_labels(labels, parts, rng=np.random.default_rng(1))
+        array([ 1,  1,  0,  0, -1])
+    """
+    _check(labels, 1, rng)
+    uses = np.zeros(len(labels), dtype=np.int64)
+    for i, part in enumerate(parts):
+        if np.asarray(part).dtype.kind not in "iu":
+            raise TypeError(f"Invalid parts[{i}]: not integers. Use an array of positions.")
+        if len(part) and not 0 <= np.min(part) <= np.max(part) < len(labels):
+            raise ValueError(
+                f"Invalid parts[{i}]: a position is outside the data. "
+                f"Use positions 0..{len(labels) - 1}."
+            )
+        np.add.at(uses, part, 1)
+    if np.any(uses > 1):
+        raise ValueError(
+            f"Invalid parts: example {np.argmax(uses)} occurs {uses.max()} times. "
+            "Use disjoint parts, each position once."
+        )
+    private = np.full(len(labels), -1, dtype=np.int64)
+    for part in parts:
+        classes, inverse = np.unique(labels[part], return_inverse=True)
+        private[part] = rng.permutation(len(classes))[inverse]
+    return private
+
+
+def _deal(
+    num_classes: int, num_clients: int, hand_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Deal hands of distinct classes, (num_clients, hand_size), from shuffled decks."""
+    deck = rng.permutation(num_classes)
+    hands = []
+    for _ in range(num_clients):
+        hand, deck = deck[:hand_size], deck[hand_size:]
+        if len(hand) < hand_size:  # the deck ran out: go on with another, skipping classes held
+            fresh = rng.permutation(num_classes)
+            drawn = fresh[~np.isin(fresh, hand)][: hand_size - len(hand)]
+            hand = np.concatenate([hand, drawn])
+            deck = rng.permutation(np.setdiff1d(fresh, drawn))
+        hands.append(hand)
+    return np.array(hands)
+
+
+def _check(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> None:
+    check_rng(rng)
+    check_positive_int("num_clients", num_clients)
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
+        raise TypeError("Invalid labels: not a NumPy array of integers. Use one class per example.")
+    if labels.ndim != 1 or not len(labels):
+        raise ValueError(
+            f"Invalid labels.shape={labels.shape}: must be one-dimensional and not empty. "
+            "Use one class per example."
+        )
+    if num_clients > len(labels):
+        raise ValueError(
+            f"Invalid num_clients={num_clients}: only {len(labels)} examples. "
+            f"Use num_clients <= {len(labels)}."
+        )

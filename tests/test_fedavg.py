@@ -1,0 +1,320 @@
+"""The loop, against oracles: plain torch.optim.SGD, closed forms, and its own promises."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fedlib as fl
+
+CONFIG = fl.FedAvgConfig(
+    num_rounds=4, local_steps=3, cohort_size=3, batch_size=4, client_lr=0.1, server_lr=0.7
+)
+
+
+def federation(sizes=(5, 9, 3, 12), *, classes=3, shape=(1, 4, 4), seed=0, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    n = sum(sizes)
+    inputs = torch.as_tensor(rng.standard_normal((n, *shape)), dtype=dtype)
+    return fl.ClientData(inputs, torch.as_tensor(rng.integers(classes, size=n)), np.array(sizes))
+
+
+def plain_fedavg(model, clients, config, seed):
+    """FedAvg as one would first write it: deepcopy, torch.optim.SGD, a dict of averages."""
+    server = copy.deepcopy(model)
+    for t in range(config.num_rounds):
+        rng = np.random.default_rng([seed, t])
+        cohort = range(len(clients))
+        if config.cohort_size and config.cohort_size < len(clients):
+            cohort = rng.choice(len(clients), config.cohort_size, replace=False)
+        batches = [
+            fl.draw_batches(
+                int(clients.sizes[i]),
+                local_steps=config.local_steps,
+                batch_size=config.batch_size,
+                rng=rng,
+            )
+            for i in cohort
+        ]
+        states, weights = [], []
+        for i, rows in zip(cohort, batches, strict=True):
+            client = copy.deepcopy(server)
+            optimizer = torch.optim.SGD(client.parameters(), lr=config.client_lr)
+            x, y = clients[i]
+            for batch in rows:
+                outputs = client(x[batch])
+                if y.is_floating_point():
+                    loss = nn.functional.mse_loss(outputs, y[batch]) / 2
+                else:
+                    loss = nn.functional.cross_entropy(outputs, y[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            states.append(client.state_dict())
+            weights.append(int(clients.sizes[i]))
+        for name, p in server.state_dict().items():
+            average = sum(w * s[name] for w, s in zip(weights, states, strict=True)) / sum(weights)
+            p.copy_(p + config.server_lr * (average - p))
+    return fl.params_of(server)
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("strategy", ["auto", *fl.local.STRATEGIES])
+@pytest.mark.parametrize("local_steps", [1, 3])
+@pytest.mark.parametrize("cohort_size", [3, None])
+@pytest.mark.parametrize("make", [fl.CNN, fl.MLP])
+def test_equals_a_plain_loop_over_torch_sgd(make, cohort_size, local_steps, strategy):
+    clients = federation()  # ragged: one client is smaller than a batch
+    model = make((1, 4, 4), 3).double()
+    config = replace(CONFIG, cohort_size=cohort_size, local_steps=local_steps)
+    result = fl.run_fedavg(model, clients, config, seed=5, progress=False, strategy=strategy)
+    assert distance(result.params, plain_fedavg(model, clients, config, 5)) < 1e-13
+
+
+def test_equals_a_plain_loop_in_float32():
+    clients = federation(dtype=torch.float32)
+    model = fl.CNN((1, 4, 4), 3)
+    result = fl.run_fedavg(model, clients, CONFIG, seed=5, progress=False)
+    assert distance(result.params, plain_fedavg(model, clients, CONFIG, 5)) < 1e-6
+
+
+def test_equals_a_plain_loop_for_real_targets():
+    rng = np.random.default_rng(3)
+    inputs, targets = torch.as_tensor(rng.standard_normal((8, 5))), torch.as_tensor(rng.random(8))
+    clients = fl.ClientData(inputs, targets, np.array([3, 5]))
+    model = fl.LinearNet(5, 2).double()
+    config = replace(CONFIG, cohort_size=None, batch_size=2)
+    result = fl.run_fedavg(model, clients, config, seed=1, progress=False)
+    assert distance(result.params, plain_fedavg(model, clients, config, 1)) < 1e-13
+
+
+def test_one_client_taking_part_is_sgd_on_it():
+    clients = federation((7,))
+    model = fl.MLP((1, 4, 4), 3).double()
+    config = replace(CONFIG, cohort_size=None, batch_size=None, server_lr=1.0, num_rounds=2)
+    twice = fl.run_fedavg(model, clients, config, seed=0, progress=False)
+    once = replace(config, num_rounds=1, local_steps=2 * config.local_steps)
+    assert distance(twice.params, fl.run_fedavg(model, clients, once, seed=0).params) < 1e-14
+
+
+def test_one_full_batch_step_is_gradient_descent_on_the_average_loss():
+    """With τ = 1 and full batches, D-SGD is gradient descent on the pooled data."""
+    clients = federation((5, 9, 3))
+    model = fl.MLP((1, 4, 4), 3).double()
+    config = replace(CONFIG, cohort_size=None, batch_size=None, local_steps=1, server_lr=1.0)
+    pooled = fl.ClientData(clients.inputs, clients.targets, np.array([17]))
+    a, b = (fl.run_fedavg(model, c, config, seed=0, progress=False) for c in (clients, pooled))
+    assert distance(a.params, b.params) < 1e-14
+    np.testing.assert_allclose(a.history.loss, b.history.loss)
+
+
+def test_negative_control_two_local_steps_are_not_gradient_descent_on_the_average_loss():
+    clients = federation((5, 9, 3))
+    model = fl.MLP((1, 4, 4), 3).double()
+    config = replace(CONFIG, cohort_size=None, batch_size=None, local_steps=2, server_lr=1.0)
+    pooled = fl.ClientData(clients.inputs, clients.targets, np.array([17]))
+    a, b = (fl.run_fedavg(model, c, config, seed=0, progress=False) for c in (clients, pooled))
+    assert distance(a.params, b.params) > 1e-5
+
+
+def test_same_seed_same_result_and_another_seed_another():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    runs = [fl.run_fedavg(model, clients, CONFIG, seed=s, progress=False) for s in (1, 1, 2)]
+    assert distance(runs[0].params, runs[1].params) == 0
+    assert distance(runs[0].params, runs[2].params) > 1e-6
+
+
+def test_global_generators_are_neither_used_nor_moved():
+    clients, before = federation(), torch.random.get_rng_state()
+    state = np.random.get_state()[1].copy()
+    model = fl.MLP((1, 4, 4), 3, seed=3).double()
+    fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert np.array_equal(state, np.random.get_state()[1])
+
+
+def test_the_model_is_left_as_it_was():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    before = fl.params_of(model)
+    params = fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False).params
+    fl.fine_tune(model, params, clients, steps=2, lr=0.1, batch_size=4, seed=0)
+    assert distance(before, fl.params_of(model)) == 0
+
+
+def test_history_holds_one_entry_per_evaluated_round():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+
+    def metrics(params):
+        return {"accuracy": fl.evaluate(model, params, clients).mean(), "norm": 1.0}
+
+    config = replace(CONFIG, num_rounds=5)
+    result = fl.run_fedavg(
+        model, clients, config, seed=0, metrics=metrics, eval_every=2, progress=False
+    )
+    assert result.history.round_num.tolist() == [2, 4, 5]
+    assert len(result.history) == len(result.history.loss) == len(result.history["accuracy"])
+    assert result.history["accuracy"][-1] == metrics(result.params)["accuracy"]
+
+
+def test_progress_bar_counts_rounds(capsys):
+    fl.run_fedavg(fl.MLP((1, 4, 4), 3).double(), federation(), CONFIG, seed=0)
+    assert "4/4" in capsys.readouterr().err
+
+
+# --- Checkpoints ------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_is_bit_identical(tmp_path):
+    clients, model = federation(dtype=torch.float32), fl.CNN((1, 4, 4), 3)
+    whole = fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False)
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def stop_in_round_3(params):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stop
+        return {}
+
+    path = tmp_path / "new" / "run.safetensors"
+    with pytest.raises(Stop):
+        fl.run_fedavg(
+            model, clients, CONFIG, seed=0, metrics=stop_in_round_3, checkpoint=path, progress=False
+        )
+    resumed = fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
+    assert distance(whole.params, resumed.params) == 0
+    assert whole.history.loss.tolist() == resumed.history.loss.tolist()
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file stays
+
+
+def test_a_finished_run_can_be_carried_further(tmp_path):
+    clients, model, path = federation(), fl.MLP((1, 4, 4), 3).double(), tmp_path / "run"
+    short = replace(CONFIG, num_rounds=2)
+    fl.run_fedavg(model, clients, short, seed=0, checkpoint=path, progress=False)
+    longer = fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
+    whole = fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False)
+    assert distance(longer.params, whole.params) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(config=replace(CONFIG, client_lr=0.2)), r"client_lr=0.1 there, 0.2 here"),
+        (dict(seed=1), r"seed=0 there, 1 here"),
+        (dict(model=fl.MLP((1, 4, 4), 3, seed=9).double()), r"another run \(start="),
+        (dict(clients=federation(seed=4)), r"another run \(data="),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
+    run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
+    path = tmp_path / "run.safetensors"
+    fl.run_fedavg(**run, checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match=message):
+        fl.run_fedavg(**(run | change), checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
+def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
+    model, clients, path = fl.MLP((1, 4, 4), 3).double(), federation(), tmp_path / "run"
+    fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    damaged = path.read_bytes()
+    with pytest.raises(ValueError, match="not a readable file.*delete the file"):
+        fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
+    assert path.read_bytes() == damaged
+
+
+# --- Bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(num_rounds=0), ValueError, "Invalid num_rounds=0"),
+        (dict(batch_size=0), ValueError, "Invalid batch_size=0"),
+        (dict(cohort_size=-1), ValueError, "Invalid cohort_size=-1"),
+        (dict(client_lr=0.0), ValueError, "Invalid client_lr=0.0"),
+        (dict(client_lr=float("nan")), ValueError, "Invalid client_lr=nan"),
+        (dict(server_lr=-1.0), ValueError, "Invalid server_lr=-1.0"),
+    ],
+)
+def test_config_refuses(change, error, message):
+    with pytest.raises(error, match=message):
+        replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(config=replace(CONFIG, cohort_size=5)), "Invalid cohort_size=5: .* 4 clients"),
+        (dict(strategy="magic"), "Invalid strategy"),
+        (dict(seed=-1), "Invalid seed=-1"),
+        (dict(eval_every=0), "Invalid eval_every=0"),
+        (dict(model=fl.MLP((1, 4, 4), 2).double()), "labels reach 2.*at least 3 outputs"),
+        (dict(model=fl.MLP((1, 5, 5), 3).double()), r"cannot take inputs of shape \(1, 1, 4, 4\)"),
+        (dict(model=fl.MLP((1, 4, 4), 3)), "to one dtype and device"),
+        (dict(model=nn.Sequential(nn.Dropout(0.5))), "contains Dropout.*leave out dropout"),
+        (dict(model=nn.Sequential(nn.BatchNorm2d(1))), "contains BatchNorm2d.*Use GroupNorm"),
+    ],
+)
+def test_a_run_is_refused_before_its_first_round(change, message):
+    run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
+    with pytest.raises(ValueError, match=message):
+        fl.run_fedavg(**(run | change), progress=False)
+
+
+def test_real_targets_need_one_output_per_example():
+    clients = fl.ClientData(torch.ones(4, 2), torch.ones(4), np.array([4]))
+    with pytest.raises(ValueError, match="one number per example"):
+        fl.run_fedavg(nn.Linear(2, 1), clients, replace(CONFIG, cohort_size=None), seed=0)
+
+
+def test_divergence_names_the_round_and_the_step_size():
+    clients = fl.ClientData(1e3 * torch.ones(4, 2), torch.ones(4), np.array([4]))
+    config = replace(CONFIG, cohort_size=None, client_lr=10.0, num_rounds=200)
+    model = fl.LinearNet(2, 1)
+    nn.init.ones_(model.head.weight)
+    with pytest.raises(FloatingPointError, match=r"round \d+: .* smaller than 10.0"):
+        fl.run_fedavg(model, clients, config, seed=0, progress=False)
+
+
+# --- Batches ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 20), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_batches_visit_examples_evenly(size, local_steps, batch_size, seed):
+    rng = np.random.default_rng(seed)
+    rows = fl.draw_batches(size, local_steps=local_steps, batch_size=batch_size, rng=rng)
+    b = min(size, batch_size)
+    assert rows.shape == (local_steps, b)
+    assert all(len(set(row)) == b for row in rows.tolist())
+    per_epoch = size // b
+    for start in range(0, local_steps, per_epoch):  # within an epoch nothing comes twice
+        epoch = rows[start : start + per_epoch].ravel()
+        assert len(set(epoch.tolist())) == len(epoch)
+    assert 0 <= rows.min() <= rows.max() < size
+
+
+def test_every_client_is_drawn_equally_often():
+    """The cohorts that run_fedavg draws are uniform: counts within five standard deviations."""
+    clients = federation((1,) * 10)
+    seen = np.zeros(10)
+    rounds, m = 2000, 3
+    for t in range(rounds):
+        cohort = np.random.default_rng([7, t]).choice(len(clients), m, replace=False)
+        seen[cohort] += 1
+    p = m / 10
+    assert np.abs(seen - rounds * p).max() < 5 * np.sqrt(rounds * p * (1 - p))

@@ -1,0 +1,148 @@
+"""Fine-tuning and evaluation, against closed forms and plain torch."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from test_fedavg import distance, federation
+from torch import nn
+
+import fedlib as fl
+
+
+@pytest.mark.parametrize("part", ["all", "head", "body"])
+def test_equals_a_plain_loop_over_torch_sgd(part):
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    start = fl.params_of(model)
+    personal = fl.fine_tune(model, start, clients, steps=7, lr=0.3, batch_size=4, part=part, seed=2)
+    for i in range(len(clients)):
+        oracle = fl.MLP((1, 4, 4), 3).double()
+        moving = oracle.parameters() if part == "all" else getattr(oracle, part).parameters()
+        optimizer = torch.optim.SGD(moving, lr=0.3)
+        x, y = clients[i]
+        rng = np.random.default_rng([2, i])
+        for rows in fl.draw_batches(len(x), local_steps=7, batch_size=4, rng=rng):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(oracle(x[rows]), y[rows]).backward()
+            optimizer.step()
+        assert distance(personal[i], fl.params_of(oracle)) < 1e-13
+    still = {"head": "body.", "body": "head.", "all": "-"}[part]
+    for name in [name for name in start if name.startswith(still)]:
+        assert torch.equal(personal[0][name], start[name])
+
+
+def test_a_clients_result_does_not_depend_on_the_others():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    tune = dict(steps=3, lr=0.1, batch_size=2, seed=0)
+    all_of_them = fl.fine_tune(model, fl.params_of(model), clients, **tune)
+    first = fl.fine_tune(model, fl.params_of(model), clients.select([0]), **tune)
+    assert distance(all_of_them[0], first[0]) == 0
+
+
+def test_head_fine_tuning_of_a_linear_net_reaches_least_squares():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((30, 6)), rng.standard_normal(30)
+    clients = fl.ClientData(torch.as_tensor(x), torch.as_tensor(y), np.array([30]))
+    model = fl.LinearNet(6, 2).double()
+    start = fl.params_of(model)
+    personal = fl.fine_tune(
+        model, start, clients, steps=2000, lr=0.5, batch_size=None, part="head", seed=0
+    )
+    features = x @ start["body.weight"].numpy().T
+    expected = np.linalg.lstsq(features, y, rcond=None)[0]
+    np.testing.assert_allclose(personal[0]["head.weight"].numpy()[0], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(steps=0), ValueError, "Invalid steps=0"),
+        (dict(lr=-1.0), ValueError, "Invalid lr=-1.0"),
+        (dict(batch_size=0), ValueError, "Invalid batch_size=0"),
+        (dict(part="tail"), ValueError, "Invalid part"),
+        (dict(lr=1e300), FloatingPointError, "diverged on client 0. Use an lr smaller"),
+    ],
+)
+def test_fine_tune_refuses(change, error, message):
+    model = fl.MLP((1, 4, 4), 3).double()
+    arguments = dict(steps=3, lr=0.1, batch_size=2, seed=0) | change
+    with pytest.raises(error, match=message):
+        fl.fine_tune(model, fl.params_of(model), federation(), **arguments)
+
+
+def test_a_part_that_the_model_lacks_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    with pytest.raises(ValueError, match='no parameter named "head'):
+        fl.fine_tune(
+            model,
+            fl.params_of(model),
+            federation(),
+            steps=1,
+            lr=1.0,
+            batch_size=1,
+            part="head",
+            seed=0,
+        )
+
+
+def test_evaluate_counts_by_hand():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    params = fl.params_of(model)
+    for chunk in (4, 1000):
+        accuracy = fl.evaluate(model, params, clients, chunk=chunk)
+        loss = fl.evaluate(model, params, clients, metric="loss", chunk=chunk)
+        for i in range(len(clients)):
+            x, y = clients[i]
+            assert accuracy[i] == pytest.approx(float((model(x).argmax(1) == y).double().mean()))
+            assert loss[i] == pytest.approx(nn.functional.cross_entropy(model(x), y).item())
+    personal = [params] * len(clients)
+    np.testing.assert_allclose(fl.evaluate(model, personal, clients), accuracy)
+
+
+def test_evaluate_refuses():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    with pytest.raises(ValueError, match="1 sets for 4 clients"):
+        fl.evaluate(model, [fl.params_of(model)], clients)
+    with pytest.raises(ValueError, match="Invalid metric"):
+        fl.evaluate(model, fl.params_of(model), clients, metric="beauty")
+    real = fl.ClientData(torch.ones(2, 3), torch.ones(2), np.array([2]))
+    with pytest.raises(ValueError, match='Use metric="loss"'):
+        fl.evaluate(fl.LinearNet(3, 1), fl.params_of(fl.LinearNet(3, 1)), real)
+
+
+def test_interval_is_scipys_and_covers():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(6)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    mean, half = fl.mean_interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    draws = rng.standard_normal((2000, 5))
+    covered = [
+        abs(interval.mean) < interval.half_width for interval in map(fl.mean_interval, draws)
+    ]
+    assert 0.93 < np.mean(covered) < 0.97
+    with pytest.raises(ValueError, match="at least two"):
+        fl.mean_interval([1.0])
+
+
+def test_with_body_takes_the_body_and_keeps_the_head():
+    trained, fresh = fl.MLP((1, 4, 4), 52, seed=1), fl.MLP((1, 4, 4), 10, seed=2)
+    joined = fl.with_body(fresh, fl.params_of(trained))
+    assert torch.equal(joined["body.1.weight"], trained.body[1].weight)
+    assert torch.equal(joined["head.weight"], fresh.head.weight)
+    with pytest.raises(ValueError, match="body.1.weight is .*Build the model with the same body"):
+        fl.with_body(fl.MLP((1, 4, 4), 10, hidden=(9,)), fl.params_of(trained))
+    with pytest.raises(ValueError, match="body.1.weight is missing"):
+        fl.with_body(fresh, {})
+
+
+def test_models_refuse_shapes_and_start_from_their_seed():
+    with pytest.raises(ValueError, match="Invalid k=3: the body has d=2"):
+        fl.LinearNet(2, 3)
+    with pytest.raises(ValueError, match="at least 4x4 pixels. Use MLP"):
+        fl.CNN((1, 3, 8), 2)
+    same, other = fl.CNN((1, 8, 8), 2, seed=1), fl.CNN((1, 8, 8), 2, seed=2)
+    assert distance(fl.params_of(fl.CNN((1, 8, 8), 2, seed=1)), fl.params_of(same)) == 0
+    assert distance(fl.params_of(other), fl.params_of(same)) > 0.01
+    body = fl.LinearNet(6, 2).double().body.weight
+    np.testing.assert_allclose((body @ body.T).detach(), np.eye(2), atol=1e-6)
