@@ -1,5 +1,6 @@
 """Federated averaging and the representation it learns: the library behind the book."""
 
+from fedlib import experiments, plot
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.clients import ClientData
 from fedlib.data import (
@@ -11,6 +12,7 @@ from fedlib.data import (
     load_glyphs,
 )
 from fedlib.evaluate import Interval, evaluate, mean_interval
+from fedlib.experiments.store import load_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, History, run_fedavg, run_round
 from fedlib.finetune import fine_tune
 from fedlib.local import LocalResult, draw_batches, local_sgd, task_loss
@@ -40,17 +42,20 @@ __all__ = [
     "Params",
     "draw_batches",
     "evaluate",
+    "experiments",
     "fine_tune",
     "load_cifar10",
     "load_cifar100",
     "load_digits",
     "load_glyphs",
+    "load_result",
     "local_sgd",
     "mean_interval",
     "params_of",
     "partition_by_class",
     "partition_dirichlet",
     "partition_iid",
+    "plot",
     "private_labels",
     "run_fedavg",
     "run_round",

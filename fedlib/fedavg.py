@@ -93,9 +93,15 @@ class History:
 
     @classmethod
     def of(cls, entries: list[dict]) -> "History":
-        """Turn a list of entries, each with keys ``round_num`` and ``loss``, into arrays."""
-        columns = {name: np.array([entry[name] for entry in entries]) for name in entries[0]}
-        return cls(columns.pop("round_num"), columns.pop("loss"), columns)
+        """Turn entries, each with ``round_num``, ``loss`` and a dict ``metrics``, into arrays."""
+        return cls(
+            np.array([entry["round_num"] for entry in entries], dtype=np.int64),
+            np.array([entry["loss"] for entry in entries], dtype=np.float64),
+            {
+                name: np.array([entry["metrics"][name] for entry in entries], dtype=np.float64)
+                for name in entries[0]["metrics"]
+            },
+        )
 
 
 class FedAvgResult(NamedTuple):
@@ -231,12 +237,15 @@ def run_fedavg(
                 f"Use a client_lr smaller than {config.client_lr}."
             )
         if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-            entries.append(
-                {"round_num": t + 1, "loss": loss, **(metrics(params) if metrics else {})}
-            )
+            measured = {name: float(value) for name, value in (metrics or _none)(params).items()}
+            entries.append({"round_num": t + 1, "loss": loss, "metrics": measured})
             if checkpoint is not None:
                 save_checkpoint(checkpoint, identity, params, entries)
     return FedAvgResult(params, History.of(entries))
+
+
+def _none(params: Params) -> Mapping[str, float]:
+    return {}
 
 
 def _check_run(

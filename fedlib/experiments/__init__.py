@@ -3,6 +3,6 @@
 A chapter shows what is stored and re-runs a small part of it live.
 """
 
-from fedlib.experiments.store import load_result
+from fedlib.experiments import puzzle
 
-__all__ = ["load_result"]
+__all__ = ["puzzle"]

@@ -45,7 +45,7 @@ GRID = {
 """Client step sizes tried for each method; "random" is an untrained body."""
 
 FINE_TUNING_LRS = {
-    "head": [0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+    "head": [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0],
     "all": [0.02, 0.05, 0.1, 0.2, 0.5],
 }
 """Fine-tuning step sizes tried for each part."""

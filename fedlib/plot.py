@@ -1,0 +1,58 @@
+"""The book's look, and results drawn onto a given ``Axes``. Nothing here shows or saves."""
+
+__all__ = ["COLORS", "show_images", "use_style"]
+
+from collections.abc import Sequence
+from importlib import resources
+
+import matplotlib.pyplot as plt
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from numpy import ndarray
+
+COLORS = {
+    "fedavg": "#0072B2",
+    "one_step": "#D55E00",
+    "one_step_more": "#E69F00",
+    "reference": "#777777",
+    "truth": "#009E73",
+}
+"""One colour per role, the same in every chapter; told apart by colour-blind readers."""
+
+
+def use_style() -> None:
+    """Use the book's style sheet for the figures that follow."""
+    with resources.as_file(resources.files("fedlib") / "book.mplstyle") as sheet:
+        plt.style.use(sheet)
+
+
+def show_images(
+    axes: Axes, images: Float[ndarray, "n c h w"], titles: Sequence[str] = (), *, columns: int = 12
+) -> Axes:
+    """Draw images side by side as one picture, row after row.
+
+    Args:
+        axes: where to draw.
+        images: values in [0, 1], shape (n, channels, height, width); channels 1 or 3.
+        titles: one short text per image, written above it; or none.
+        columns: images per row.
+
+    Returns:
+        The same axes.
+    """
+    n, _, height, width = images.shape
+    gap = 5 if len(titles) else 1
+    rows = -(-n // columns)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        left, top = column * (width + 1), row * (height + gap)
+        axes.imshow(
+            image.transpose(1, 2, 0), extent=(left, left + width, top + height, top), vmin=0, vmax=1
+        )
+        if len(titles):
+            axes.text(left + width / 2, top - 0.4, titles[i], ha="center", va="bottom", fontsize=8)
+    axes.set(
+        xlim=(0, columns * (width + 1) - 1), ylim=(rows * (height + gap), -gap), aspect="equal"
+    )
+    axes.set_axis_off()
+    return axes
