@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from fedlib.clients import ClientData
-from fedlib.data import load_glyphs
 from fedlib.evaluate import evaluate
 from fedlib.experiments.store import provenance, run_units, save_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
 from fedlib.finetune import fine_tune
+from fedlib.glyphs import load_glyphs
 from fedlib.models import CNN, Params, params_of, with_body
 from fedlib.partition import partition_by_class, partition_iid, private_labels
 
