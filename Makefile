@@ -1,0 +1,82 @@
+# Everything runs inside .venv, which these commands make themselves. `make help` lists them.
+
+PYTHON ?= python3
+PORT   ?= 8000
+BIN    := .venv/bin
+NB     ?=
+URL    ?=
+
+# Two kernels with many threads each would slow one another down; see fedlib's engine.
+export OMP_NUM_THREADS ?= 1
+# Warnings of the tools about themselves.
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help book test check format refresh site serve browser links retarget clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+
+book: site  ## set up, build the website
+	@echo "==> Done. Open _build/html/index.html, or run 'make serve'."
+
+test: site  ## set up, run every test (unit, notebooks, website)
+	@echo "==> Running every test: library, statements, notebooks cell by cell, website"
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+
+check: .venv/installed  ## quick: lint, format, tests without notebooks and browser
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -q tests fedlib -m "not browser and not slow"
+
+format: .venv/installed  ## format code and notebooks
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/python tools/notebooks.py
+
+refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/01_fedavg.ipynb for one)
+	@echo "==> Running notebooks and storing their outputs"
+	@$(BIN)/python tools/refresh.py $(NB)
+
+site: .venv/installed assets/vendor/fetched  ## build the website; every warning is an error
+	@echo "==> Building the website"
+	@mkdir -p _build
+	@$(BIN)/jupyter-book build . --all -W --keep-going -n >_build/site.log 2>&1 || \
+	  { grep -E 'WARNING|ERROR' _build/site.log || cat _build/site.log; exit 1; }
+
+serve: site  ## build the website and serve it on this machine
+	@echo "==> http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+browser: site  ## build the website and open every page in Chromium
+	@echo "==> Opening every page in Chromium"
+	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
+
+links: .venv/installed  ## ask every external link of the book whether it still answers
+	@echo "==> Checking external links"
+	@$(BIN)/jupyter-book build . --builder linkcheck
+
+retarget: .venv/installed  ## point every link at another repository (URL=address of your fork)
+	@$(BIN)/python tools/retarget.py "$(URL)"
+
+clean:  ## remove what the other commands made, the environment too
+	rm -rf _build .venv assets/vendor *.egg-info .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "'$(PYTHON)' is not Python 3.11 or newer. Use: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
+	  "'$(PYTHON)' lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "==> Making the environment .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt pyproject.toml | .venv/bin/python
+	@echo "==> Installing requirements.txt into .venv (a minute or more: PyTorch is large)"
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+assets/vendor/fetched: assets/package-lock.json tools/vendor.py | .venv/installed
+	@echo "==> Fetching MathJax and the widget scripts that the site serves itself"
+	@$(BIN)/python tools/vendor.py
+	@touch $@

@@ -1,0 +1,1 @@
+"""Stored results of long runs, one JSON file each, installed as `fedlib.results`."""

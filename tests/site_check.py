@@ -1,0 +1,154 @@
+"""Open a built page in Chromium and list what a reader would find wrong with it."""
+
+import contextlib
+import functools
+import http.server
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = {"desktop": 1280, "phone": 375}
+
+# Runs inside the page; returns a list of sentences.
+INSPECT = r"""
+(phone) => {
+  const faults = [];
+  const shown = (text) => text.trim().replace(/\s+/g, " ").slice(0, 60);
+  const article = document.querySelector("article, main") ?? document.body;
+
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const opaque = "code, pre, script, style, textarea, mjx-container, noscript";
+  const raw = /\\[a-zA-Z]{2,}|\\[()[\]]|\$[^$\s][^$]*\$|:::|\{[a-z:]+\}`/;
+  while (walker.nextNode()) {
+    const { data, parentElement } = walker.currentNode;
+    if (raw.test(data) && !parentElement.closest(opaque))
+      faults.push(`raw TeX or MyST: ${shown(data)}`);
+  }
+  for (const error of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
+    faults.push(`MathJax error: ${shown(error.textContent)}`);
+
+  for (const image of document.images) {
+    const name = image.getAttribute("src")?.slice(0, 80);
+    if (!image.hasAttribute("alt") || (article.contains(image) && !image.alt.trim()))
+      faults.push(`image without alt: ${name}`);
+    if (image.complete && !image.naturalWidth) faults.push(`broken image: ${name}`);
+  }
+
+  if (phone) {
+    const { scrollWidth, clientWidth } = document.documentElement;
+    if (scrollWidth > clientWidth) faults.push(`overflow: page is ${scrollWidth} px wide`);
+    const scrolls = (element) => {
+      for (let e = element; e && e !== document.body; e = e.parentElement)
+        if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return true;
+      return false;
+    };
+    for (const element of article.querySelectorAll("*")) {
+      const box = element.getBoundingClientRect();
+      if (box.width && box.right > clientWidth + 1 && !scrolls(element)) {
+        faults.push(`overflow: <${element.localName}> is cut off: ${shown(element.textContent)}`);
+        break;
+      }
+    }
+  }
+  return faults;
+}
+"""
+
+
+def chromium() -> str | None:
+    """The browser to drive: $CHROMIUM, else `chromium` on the path."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+
+@contextlib.contextmanager
+def launched():
+    """A running headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path):
+    """Serve a folder on this machine; gives the address."""
+    handler = functools.partial(_Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@functools.cache
+def _anchors(path: Path) -> set[str]:
+    return set(re.findall(r"\s(?:id|name)=[\"']([^\"']+)[\"']", path.read_text(encoding="utf-8")))
+
+
+def broken_links(page: Page, folder: Path, address: str) -> list[str]:
+    """Links of an open page into the same site that lead nowhere."""
+    faults = []
+    hrefs = page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+    for href in sorted(set(hrefs)):
+        if not href.startswith(address):
+            continue
+        parts = urlsplit(href)
+        target = folder / unquote(parts.path).lstrip("/")
+        if target.is_dir():
+            target /= "index.html"
+        if not target.exists():
+            faults.append(f"broken link: {parts.path}")
+        elif parts.fragment and unquote(parts.fragment) not in _anchors(target):
+            faults.append(f"broken anchor: {parts.path}#{parts.fragment}")
+    return faults
+
+
+def faults(
+    browser: Browser, folder: Path, address: str, names: list[str], *, width: int, scheme: str
+) -> list[str]:
+    """Open pages of the site `folder`, served at `address`; list what is wrong, page by page."""
+    found = []
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, service_workers="block"
+    )
+    page = context.new_page()
+
+    def report(fault: str) -> None:
+        found.append(f"{name}: {fault}")
+
+    def admit(route):
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            report(f"external request: {route.request.url[:100]}")
+            route.abort()
+
+    context.route("**/*", admit)
+    page.on("console", lambda said: report(f"console: {said.text}") if said.type == "error" else 0)
+    page.on("pageerror", lambda error: report(f"page error: {error}"))
+    page.on("requestfailed", lambda request: report(f"failed request: {request.url[:100]}"))
+    for name in names:
+        page.goto(address + name, wait_until="networkidle")
+        page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+        for fault in page.evaluate(INSPECT, width < 700) + broken_links(page, folder, address):
+            report(fault)
+    context.close()
+    return found

@@ -1,0 +1,53 @@
+"""Every stored result says how it was made; and running experiments stops and resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fedlib as fl
+from fedlib.experiments import store
+
+RESULTS = sorted((Path(__file__).parent.parent / "book" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_provenance_is_complete(path):
+    record = fl.load_result(path.stem)["provenance"]
+    assert set(record) == set(store.PROVENANCE)
+    assert record["command"].startswith(f"python -m fedlib.experiments {path.stem}")
+    assert "dirty" not in record["commit"]
+    assert "unknown" not in record["commit"]
+    assert record["wall_seconds"] > 0
+    assert {"python", "torch", "numpy"} <= set(record["versions"])
+    assert len(record["seeds"]) >= 5
+
+
+def test_there_are_results():
+    assert RESULTS
+
+
+def test_an_unknown_result_says_what_there_is():
+    with pytest.raises(FileNotFoundError, match='Invalid name="nothing".*Use one of .*puzzle'):
+        fl.load_result("nothing")
+
+
+def square(number):
+    return {"square": number * number}
+
+
+def test_units_are_computed_once_and_survive_a_torn_line(tmp_path):
+    cache, units = tmp_path / "cache.jsonl", [{"number": n} for n in range(4)]
+    cache.write_text('{"unit": {"number": 2}, "result": {"square": "kept"}}\n{"unit": {"num')
+    results = store.run_units(square, units, cache=cache, workers=1, label="test")
+    assert [r["square"] for r in results] == [0, 1, "kept", 9]
+    again = store.run_units(square, units, cache=cache, workers=1, label="test")
+    assert again == results
+
+
+def test_a_result_is_written_whole_and_sorted(tmp_path):
+    path = tmp_path / "x.json"
+    store.save_result(path, {"b": 1, "a": [2]})
+    assert json.loads(path.read_text()) == {"a": [2], "b": 1}
+    assert path.read_text().index('"a"') < path.read_text().index('"b"')
+    assert list(tmp_path.iterdir()) == [path]

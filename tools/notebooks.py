@@ -1,0 +1,85 @@
+"""Keep what a notebook file holds beside its text the same everywhere, so that diffs stay small.
+
+    python tools/notebooks.py [NOTEBOOK ...]     # all of _toc.yml by default
+
+Writes the Colab line and cell from `_config.yml`, one metadata block, stable cell ids.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+from repository import ROOT, colab_cell, colab_link, notebooks
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+COLAB_TAGS = ["hide-input", "remove-output"]
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def load(path: Path) -> dict:
+    """Read a notebook as plain JSON with joined sources: nbformat would invent random ids."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
+
+
+def is_colab_cell(cell: dict) -> bool:
+    return cell["cell_type"] == "code" and cell["source"].startswith("# Colab set-up")
+
+
+def normalise(notebook: dict, path: Path, root: Path = ROOT) -> str:
+    """Return the text of the notebook file, normalised."""
+    _add_colab(notebook["cells"], path, root)
+    _fill_ids(notebook["cells"])
+    for cell in notebook["cells"]:
+        cell["source"] = cell["source"].strip("\n")
+        kept = {key: cell["metadata"][key] for key in ("mystnb", "tags") if key in cell["metadata"]}
+        cell["metadata"] = kept
+    widgets = notebook["metadata"].get("widgets")
+    notebook["metadata"] = METADATA | ({"widgets": widgets} if widgets else {})
+    notebook |= {"nbformat": 4, "nbformat_minor": 5}
+    text = nbformat.writes(nbformat.from_dict(notebook), version=nbformat.NO_CONVERT)
+    # Widget ids are random: number them in order of creation.
+    for number, old in enumerate((widgets or {}).get(WIDGET_STATE, {}).get("state", {})):
+        text = text.replace(old, f"{number:032x}")
+    return text.rstrip("\n") + "\n"
+
+
+def _add_colab(cells: list[dict], path: Path, root: Path) -> None:
+    title, _, rest = cells[0]["source"].partition("\n")
+    lines = [line for line in rest.split("\n") if not line.startswith("[Open in Colab](")]
+    body = "\n".join(lines).strip("\n")
+    cells[0]["source"] = f"{title}\n\n{colab_link(path, root)}\n\n{body}"
+    existing = next((cell for cell in cells if is_colab_cell(cell)), None)
+    if existing is None:
+        existing = {"cell_type": "code", "execution_count": None, "id": "colab", "outputs": []}
+        cells.insert(1, existing)
+    existing |= {"source": colab_cell(root), "metadata": {"tags": COLAB_TAGS}}
+
+
+def _fill_ids(cells: list[dict]) -> None:
+    """Give every cell without an id of its own one that depends on its text alone."""
+    seen = set()
+    for cell in cells:
+        name = cell.get("id")
+        copies = 0
+        while not name or name in seen:
+            name = hashlib.sha256(f"{cell['source']}{copies}".encode()).hexdigest()[:8]
+            copies += 1
+        cell["id"] = name
+        seen.add(name)
+
+
+if __name__ == "__main__":
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or notebooks():
+        old = path.read_text(encoding="utf-8")
+        new = normalise(load(path), path)
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            print(f"normalised {path.relative_to(ROOT)}")

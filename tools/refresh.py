@@ -1,0 +1,54 @@
+"""Execute notebooks from fresh kernels and store their outputs, with a diff as small as can be.
+
+python tools/refresh.py [NOTEBOOK ...]       # all of _toc.yml by default
+"""
+
+import base64
+import io
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from nbclient import NotebookClient
+from notebooks import load, normalise
+from PIL import Image
+from repository import ROOT, notebooks
+
+
+def pixels(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def keep_unchanged_pictures(old: dict, new: dict) -> None:
+    """Where a picture has the same pixels as before, keep its old bytes."""
+    before = {cell.get("id"): cell.get("outputs", []) for cell in old["cells"]}
+    for cell in new["cells"]:
+        for was, now in zip(before.get(cell["id"], []), cell.get("outputs", []), strict=False):
+            pair = [output.get("data", {}).get("image/png") for output in (was, now)]
+            if all(pair) and np.array_equal(*map(pixels, pair)):
+                now["data"]["image/png"] = was["data"]["image/png"]
+
+
+def refresh(path: Path) -> None:
+    old = load(path)
+    notebook = nbformat.reads(normalise(load(path), path), as_version=4)
+    notebook.metadata.pop("widgets", None)
+    start = time.perf_counter()
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    keep_unchanged_pictures(old, notebook)
+    path.write_text(normalise(notebook, path), encoding="utf-8")
+    print(f"refreshed {path.relative_to(ROOT)} in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or notebooks():
+        refresh(path)
