@@ -48,6 +48,23 @@ def test_prop_one_step(sizes, client_lr, server_lr, seed):
     assert float((actual - expected).abs().max()) < 1e-13
 
 
+@given(sizes, st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_prop_one_step_with_cohorts_and_batches(sizes, m, b, seed):
+    """The round draws the cohort, then each client's batch; the oracle draws the same."""
+    clients, m = federation(sizes, seed), min(m, len(sizes))
+    rng = np.random.default_rng(0)
+    cohort = rng.choice(len(sizes), m, replace=False) if m < len(sizes) else range(m)
+    expected, total = 0.0, 0
+    for i in cohort:
+        x, y = clients[i]
+        rows = fl.draw_batches(len(x), local_steps=1, batch_size=b, rng=rng)[0]
+        expected = expected - 0.3 * len(x) * gradient(x[rows], y[rows])
+        total += len(x)
+    actual = change(clients, cohort_size=m, batch_size=b, client_lr=0.3)
+    assert float((actual - expected / total).abs().max()) < 1e-13
+
+
 @given(st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_prop_one_step_needs_one_local_step(seed):

@@ -68,8 +68,26 @@ def test_prop_private_mean_bounds_the_spread(seed):
     uniform = torch.full((6, C), 1 / C, dtype=torch.float64)
     centre = sum(q * gradient(params, x, uniform) for q, (x, _) in zip(p, clients, strict=True))
     spread = np.mean([float((p[0] * a + p[1] * b - centre).norm() ** 2) for a, b in product(*each)])
+    variances = [
+        np.mean([float((g - sum(gradients) / len(gradients)).norm() ** 2) for g in gradients])
+        for gradients in each
+    ]
+    assert spread == pytest.approx(float(np.sum(p**2 * variances)), rel=1e-9)
     longest = [max(float(g.norm()) for g in gradients) for gradients in each]
     assert spread <= float(np.sum((p * longest) ** 2)) + 1e-12
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=50)
+def test_prop_private_mean_needs_independent_orders(seed):
+    """Negative control: clients that share one random order do not average its noise away."""
+    params, (inputs, _) = weights(seed), client(seed, 9)
+    classes = torch.arange(9) % C
+    each = [gradient(params, inputs, torch.eye(C).double()[o[classes]]) for o in ORDERS]
+    centre = sum(each) / len(each)
+    variance = np.mean([float((g - centre).norm() ** 2) for g in each])  # however many clients
+    many = 10**4
+    assert variance > max(float(g.norm()) for g in each) ** 2 / many
 
 
 @given(st.integers(0, 2**32))
@@ -77,9 +95,9 @@ def test_prop_private_mean_bounds_the_spread(seed):
 def test_prop_private_mean_needs_one_local_step(seed):
     """Negative control: after two steps the mean update depends on the classes."""
     params, (inputs, classes) = weights(seed), client(seed, 9)
-    classes = torch.arange(9) % C  # all classes, so that a rotation of the images changes them
-    two = [mean_update(params, inputs, z, 2) for z in (classes, classes.roll(1), classes.sort()[0])]
-    assert max(float((two[0] - other).norm()) for other in two[1:]) > 1e-6
+    classes = torch.arange(9) % C
+    right, wrong = (mean_update(params, inputs, z, 2) for z in (classes, classes.sort()[0]))
+    assert float((right - wrong).norm()) > 1e-6
 
 
 @given(st.integers(0, 2**32))

@@ -1,4 +1,6 @@
-"""Every theorem, proposition, lemma and corollary has a check in its chapter and a test here."""
+"""Every theorem, proposition, lemma and corollary has a check in its chapter, and tests here:
+one of the claim, one that shows it break outside its assumptions.
+"""
 
 import ast
 import re
@@ -34,6 +36,8 @@ def missing(label: str, code: list[str], tests: set[str]) -> list[str]:
     stem = f"test_{label.replace('-', '_')}"
     if not any(test == stem or test.startswith(f"{stem}_") for test in tests):
         lacks.append(f"a test named {stem} in tests/")
+    if not any(test.startswith(f"{stem}_needs_") for test in tests):
+        lacks.append(f"a negative control named {stem}_needs_… in tests/")
     return lacks
 
 
@@ -96,8 +100,10 @@ def test_statements_are_found(kind):
 
 def test_missing_reports_what_a_statement_lacks():
     check = "# check: thm-a-claim\nassert 1 + 1 == 2"
-    assert not missing("thm-a-claim", [check], {"test_thm_a_claim"})
-    assert not missing("thm-a-claim", [check], {"test_thm_a_claim_breaks_outside"})
-    assert len(missing("thm-a-claim", [check], {"test_thm_a_claims"})) == 1
-    assert len(missing("thm-a-claim", ["# check: thm-a-claim\nprint(2)"], set())) == 2
-    assert len(missing("thm-a-claim", ["# check: thm-a-claim-two\nassert 1"], set())) == 2
+    control = "test_thm_a_claim_needs_its_assumption"
+    assert not missing("thm-a-claim", [check], {"test_thm_a_claim", control})
+    assert not missing("thm-a-claim", [check], {control})
+    assert len(missing("thm-a-claim", [check], {"test_thm_a_claim"})) == 1
+    assert len(missing("thm-a-claim", [check], {"test_thm_a_claims"})) == 2
+    assert len(missing("thm-a-claim", ["# check: thm-a-claim\nprint(2)"], {control})) == 1
+    assert len(missing("thm-a-claim", ["# check: thm-a-claim-two\nassert 1"], set())) == 3
