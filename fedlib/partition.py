@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from fedlib._checks import check_positive, check_positive_int, check_rng
 
@@ -189,6 +191,7 @@ def private_labels(
     parts: Sequence[Int[np.ndarray, " _"]],
     *,
     rng: np.random.Generator,
+    balanced: bool = False,
 ) -> Int[np.ndarray, " n"]:
     """Let every client number its own classes: 0, 1, ..., in an order drawn for it alone.
 
@@ -199,14 +202,20 @@ def private_labels(
         labels: class of each example, integers.
         parts: positions of each client's examples, disjoint.
         rng: source of all randomness.
+        balanced: choose the orders together, so that among the clients that hold a class each of
+            the C numbers is given to it equally often. What independent orders do on average,
+            these do exactly.
 
     Returns:
-        int64 array as long as ``labels``: a client's C classes become 0..C-1 by a uniformly
-        random permutation of its own; examples outside every part become -1.
+        int64 array as long as ``labels``: a client's C classes become 0..C-1 by a permutation of
+        its own, uniformly random and independent unless ``balanced``; examples outside every part
+        become -1.
 
     Raises:
         TypeError: if ``labels`` or a part are not integers, or ``rng`` is not a NumPy generator.
-        ValueError: if parts overlap, or a position is not in 0..N-1.
+        ValueError: if parts overlap, or a position is not in 0..N-1; or orders cannot be balanced,
+            because clients hold different numbers of classes, or a class is held by a number of
+            clients that is not a multiple of C.
 
     Example:
         >>> labels, parts = np.array([7, 7, 3, 3, 5]), [np.array([0, 2]), np.array([1, 3])]
@@ -230,10 +239,48 @@ def private_labels(
             "Use disjoint parts, each position once."
         )
     private = np.full(len(labels), -1, dtype=np.int64)
-    for part in parts:
-        classes, inverse = np.unique(labels[part], return_inverse=True)
-        private[part] = rng.permutation(len(classes))[inverse]
+    held = [np.unique(labels[part]) for part in parts]
+    orders = _balanced_orders(held, rng) if balanced else [rng.permutation(len(h)) for h in held]
+    for part, classes, order in zip(parts, held, orders, strict=True):
+        private[part] = order[np.searchsorted(classes, labels[part])]
     return private
+
+
+def _balanced_orders(held: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Number each client's classes so that every class gets every number equally often.
+
+    Give each class one seat for every C clients that hold it. Clients and seats then form a
+    C-regular bipartite graph, which splits into C perfect matchings (König): one for each number.
+    """
+    sizes = {len(classes) for classes in held}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"Invalid balanced=True: clients hold {min(sizes)} to {max(sizes)} classes. "
+            "Use clients with equally many, as partition_by_class makes them."
+        )
+    num_clients, (num_numbers,) = len(held), sizes
+    classes, column = np.unique(np.concatenate(held), return_inverse=True)
+    counts = np.bincount(column)
+    if np.any(counts % num_numbers):
+        odd = np.argmax(counts % num_numbers > 0)
+        raise ValueError(
+            f"Invalid balanced=True: class {classes[odd]} is held by {counts[odd]} clients, not by "
+            f"a multiple of {num_numbers}. Use num_clients = the number of classes, or a multiple."
+        )
+    client = np.repeat(np.arange(num_clients), num_numbers)
+    shuffled = rng.permutation(len(client))  # which clients of a class share a seat
+    seat = np.empty(len(client), dtype=np.int64)
+    seat[shuffled[np.argsort(column[shuffled], kind="stable")]] = (
+        np.arange(len(client)) // num_numbers
+    )
+    row_of, seat = rng.permutation(num_clients)[client], rng.permutation(num_clients)[seat]
+    order = np.full(len(client), -1)
+    for number in range(num_numbers):
+        left = order < 0
+        edges = csr_array((np.ones(left.sum()), (row_of[left], seat[left])))
+        match = maximum_bipartite_matching(edges, perm_type="column")
+        order[left & (match[row_of] == seat)] = number
+    return order.reshape(num_clients, num_numbers)
 
 
 def _deal(

@@ -237,6 +237,44 @@ def test_private_permutations_are_uniform_and_independent_between_clients():
     assert abs(same_as_next - 1 / 6) < 5 * np.sqrt(5 / 36 / num_clients)
 
 
+@given(st.integers(2, 12), st.integers(1, 3), st.integers(2, 5), st.integers(0, 2**32))
+def test_balanced_orders_give_every_class_every_number_equally_often(n, repeats, size, seed):
+    num_classes = max(n, size)
+    labels = np.repeat(np.arange(num_classes), repeats * size * 2)
+    parts = fl.partition_by_class(
+        labels,
+        num_clients=repeats * num_classes,
+        classes_per_client=size,
+        examples_per_client=2 * size,
+        rng=rng(seed),
+    )
+    private = fl.private_labels(labels, parts, rng=rng(seed), balanced=True)
+    for part in parts:  # still a renumbering of the client's own classes
+        pairs = set(zip(labels[part].tolist(), private[part].tolist(), strict=True))
+        assert sorted(number for _, number in pairs) == list(range(size))
+        assert len({label for label, _ in pairs}) == size
+    for label in range(num_classes):
+        counts = np.bincount(private[labels == label], minlength=size)
+        assert np.all(counts == 2 * repeats)
+
+
+def test_balanced_orders_depend_on_the_generator():
+    labels = np.repeat(np.arange(8), 8)
+    parts = fl.partition_by_class(
+        labels, num_clients=8, classes_per_client=4, examples_per_client=8, rng=rng()
+    )
+    drawn = {tuple(fl.private_labels(labels, parts, rng=rng(s), balanced=True)) for s in range(5)}
+    assert len(drawn) == 5
+
+
+def test_balanced_orders_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="class 5 is held by 1 clients, not by a multiple of 2"):
+        fl.private_labels(np.array([5, 6]), [np.array([0, 1])], rng=rng(), balanced=True)
+    parts = [np.array([0, 1]), np.array([2])]
+    with pytest.raises(ValueError, match="clients hold 1 to 2 classes"):
+        fl.private_labels(np.array([5, 6, 5]), parts, rng=rng(), balanced=True)
+
+
 def test_private_labels_do_not_change_their_input():
     labels = np.array([3, 3, 1])
     fl.private_labels(labels, [np.array([0, 2])], rng=rng())
