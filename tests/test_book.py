@@ -4,6 +4,7 @@ import re
 
 import notebooks
 import pytest
+import refresh
 from chapters import Chapter, images
 from repository import ROOT, colab_cell, pages
 from repository import notebooks as listed_notebooks
@@ -92,3 +93,9 @@ def test_markdown_images_have_alt_text_and_lie_in_the_repository(chapter):
     for directive in chapter.directives:
         if directive.name in {"figure", "image"}:
             assert len(directive.options.get("alt", "")) >= 40, f"alt text: {directive.title}"
+
+
+def test_the_readme_shows_the_introductions_figure():
+    intro = notebooks.load(ROOT / "book" / "intro.ipynb")
+    assert refresh.CLAIM.read_bytes() == refresh.claim(intro), "Run `make refresh`."
+    assert refresh.CLAIM.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text("utf-8")

@@ -17,6 +17,16 @@ from PIL import Image
 from repository import ROOT, notebooks
 
 
+CLAIM = ROOT / "assets" / "claim.png"
+
+
+def claim(intro: dict) -> bytes:
+    """The introduction's figure, which README.md shows as well."""
+    (cell,) = [c for c in intro["cells"] if c["metadata"].get("mystnb", {}).get("figure")]
+    (png,) = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+    return base64.b64decode(png)
+
+
 def pixels(png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
@@ -46,6 +56,8 @@ def refresh(path: Path) -> None:
     ).execute()
     keep_unchanged_pictures(old, notebook)
     path.write_text(normalise(notebook, path), encoding="utf-8")
+    if path.stem == "intro":
+        CLAIM.write_bytes(claim(notebook))
     print(f"refreshed {path.relative_to(ROOT)} in {time.perf_counter() - start:.0f} s", flush=True)
 
 
