@@ -16,7 +16,6 @@ from notebooks import load, normalise
 from PIL import Image
 from repository import ROOT, notebooks
 
-
 CLAIM = ROOT / "assets" / "claim.png"
 
 
