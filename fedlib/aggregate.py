@@ -21,15 +21,24 @@ def weighted_average(params: Sequence[Params], weights: Real[np.ndarray, " m"]) 
     Returns:
         The average, name by name.
 
+    Raises:
+        ValueError: if there is not one weight per client, one is negative, or all are zero.
+
     Example:
         >>> weighted_average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], np.array([1, 3]))
         {'w': tensor([0.7500, 0.7500])}
     """
+    weights = np.asarray(weights)
+    if len(weights) != len(params) or weights.min() < 0 or not 0 < weights.sum() < np.inf:
+        raise ValueError(
+            f"Invalid weights={weights.tolist()}: must be one per client, not negative, with a "
+            "positive sum. Use the clients' numbers of examples."
+        )
     shares = (np.asarray(weights) / np.sum(weights)).tolist()
     average = {name: shares[0] * value for name, value in params[0].items()}
     for share, client in zip(shares[1:], params[1:], strict=True):
-        for name, value in client.items():
-            average[name].add_(value, alpha=share)
+        for name, total in average.items():
+            total.add_(client[name], alpha=share)
     return average
 
 

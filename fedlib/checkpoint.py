@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from fedlib.clients import ClientData
 from fedlib.models import Params
@@ -17,21 +18,24 @@ from fedlib.models import Params
 _FORMAT = "fedlib-1"
 
 
-def run_identity(config: dict, seed: int, params: Params, clients: ClientData) -> dict:
-    """Describe a run by its configuration, its seed, and digests of its data and starting point.
+def run_identity(config: dict, seed: int, model: nn.Module, clients: ClientData) -> dict:
+    """Describe a run: configuration, seed, and digests of architecture, starting point and data.
 
     The number of rounds is left out: a finished run may be carried further.
     """
     data = [clients.inputs, clients.targets, torch.as_tensor(clients.sizes)]
     rest = {name: value for name, value in config.items() if name != "num_rounds"}
-    return rest | {"seed": seed, "start": _digest(params.values()), "data": _digest(data)}
+    state = model.state_dict()
+    start = [torch.tensor(list(f"{model} {list(state)}".encode())), *state.values()]
+    return rest | {"seed": seed, "start": _digest(start), "data": _digest(data)}
 
 
 def _digest(tensors) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -39,16 +43,25 @@ def save_checkpoint(path: Path, identity: dict, params: Params, entries: list[di
     """Write a checkpoint under a temporary name, then put it in place in one step.
 
     Whatever stops the process, ``path`` holds either the previous checkpoint or the new one.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {"format": _FORMAT, "identity": identity, "entries": entries}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: p.contiguous() for name, p in params.items()}
         save_file(tensors, temporary, metadata={"fedlib": json.dumps(record)})
         os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(
+            f"Cannot write checkpoint {path} ({error}). "
+            "Give a path in a writable folder, on a disk with room."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def load_checkpoint(

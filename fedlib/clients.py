@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from fedlib._checks import check_rng
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClientData:
@@ -22,11 +24,14 @@ class ClientData:
 
     Args:
         inputs: all inputs, client 0's first, shape (N, ...); their dtype is the model's.
-        targets: class indices (int64) or real responses (floating point), shape (N,).
-        sizes: examples per client, int64 array of shape (M,), each at least 1, summing to N.
+        targets: class indices (any integer type; kept as int64) or real responses (floating
+            point), shape (N,).
+        sizes: examples per client, integers of shape (M,), each at least 1, summing to N.
 
     Raises:
-        ValueError: if sizes do not fit, a client is empty, or a value is not finite.
+        TypeError: if inputs or targets are not tensors, or sizes are not integers.
+        ValueError: if sizes do not fit, a client is empty, targets are not one per example, a
+            label is negative or a value is not finite.
 
     Example:
         >>> parts = [np.array([0, 2]), np.array([1])]
@@ -42,10 +47,24 @@ class ClientData:
     sizes: Int[np.ndarray, " m"]
 
     def __post_init__(self) -> None:
-        if len(self.sizes) == 0 or self.sizes.min() < 1:
+        for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"Invalid {name} of type {type(tensor).__name__}: not a tensor. "
+                    "Use ClientData.from_parts for NumPy arrays."
+                )
+        object.__setattr__(self, "sizes", np.asarray(self.sizes))
+        if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.kind not in "iu":
+            raise TypeError("Invalid sizes: not a list of integers. Give one size per client.")
+        if self.sizes.min() < 1:
             empty = np.flatnonzero(self.sizes < 1)[:5].tolist()
             raise ValueError(
                 f"Invalid sizes: clients {empty} hold no example. Give every client at least one."
+            )
+        if self.targets.ndim != 1:
+            raise ValueError(
+                f"Invalid targets of shape {tuple(self.targets.shape)}: must be one per example. "
+                "Use targets.squeeze() or targets.argmax(1)."
             )
         if not self.sizes.sum() == len(self.inputs) == len(self.targets):
             raise ValueError(
@@ -55,7 +74,10 @@ class ClientData:
         for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"Invalid {name}: NaN or infinity. Remove or mend those examples.")
-        if not self.targets.is_floating_point() and int(self.targets.min()) < 0:
+        if self.targets.is_floating_point():
+            return
+        object.__setattr__(self, "targets", self.targets.long())
+        if int(self.targets.min()) < 0:
             raise ValueError(
                 f"Invalid targets: the least label is {int(self.targets.min())}. Labels start at 0 "
                 "(private_labels marks examples outside every part by -1)."
@@ -81,8 +103,23 @@ class ClientData:
 
         Returns:
             The federation, client i holding ``images[parts[i]]``.
+
+        Raises:
+            TypeError: if a part is not an array of integers.
+            ValueError: if a part is empty or reaches outside the data, or there are no parts.
         """
+        if len(images) != len(labels):
+            raise ValueError(
+                f"Invalid labels: {len(labels)} for {len(images)} images. Give one per image."
+            )
+        if not len(parts):
+            raise ValueError("Invalid parts: none. Give one index array per client.")
         index = np.concatenate([np.asarray(part) for part in parts])
+        if index.dtype.kind not in "iu":
+            raise TypeError(
+                f"Invalid parts of type {index.dtype}: must be integers. "
+                "Use np.flatnonzero(mask) for a mask."
+            )
         if len(index) and not 0 <= index.min() <= index.max() < len(images):
             raise ValueError(
                 f"Invalid parts: they reach from {index.min()} to {index.max()}, but there are "
@@ -142,8 +179,10 @@ class ClientData:
             Two federations of the same M clients.
 
         Raises:
+            TypeError: if ``rng`` is not a NumPy generator.
             ValueError: if the fraction is not inside (0, 1) or a client has a single example.
         """
+        check_rng(rng)
         if not 0 < fraction < 1:
             raise ValueError(f"Invalid fraction={fraction}: it must lie strictly between 0 and 1.")
         if self.sizes.min() < 2:

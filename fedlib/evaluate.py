@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from fedlib._checks import check_in
 from fedlib.clients import ClientData
+from fedlib.local import check_model
 from fedlib.models import Params
 
 
@@ -39,8 +40,8 @@ def evaluate(
         One number per client, float64 of shape (M,).
 
     Raises:
-        ValueError: if there is not one set of parameters per client, or accuracy is asked for real
-            targets.
+        ValueError: if there is not one set of parameters per client, they or the data do not fit
+            the model, or accuracy is asked for real targets.
 
     Example:
         >>> clients = ClientData(torch.eye(2), torch.tensor([0, 0]), np.array([1, 1]))
@@ -51,13 +52,16 @@ def evaluate(
     if metric == "accuracy" and clients.targets.is_floating_point():
         raise ValueError('Invalid metric="accuracy": the targets are real. Use metric="loss".')
     if isinstance(params, dict):
+        check_model(model, params, clients)
         each = _scores(model, params, clients.inputs, clients.targets, metric, chunk)
         return np.add.reduceat(each, clients.starts) / clients.sizes
-    if len(params) != clients.num_clients:
+    if len(params) != clients.num_clients or not all(isinstance(p, dict) for p in params):
         raise ValueError(
-            f"Invalid params: {len(params)} sets for {clients.num_clients} clients. Give one set "
-            "per client, or a single dict for all."
+            f"Invalid params: not one dict for each of {clients.num_clients} clients. Give what "
+            "fine_tune returns, or a single dict for all, such as result.params."
         )
+    for own in params:
+        check_model(model, own, clients)
     return np.array(
         [_scores(model, params[i], *clients[i], metric, chunk).mean() for i in range(len(clients))]
     )
@@ -108,8 +112,12 @@ def mean_interval(
         '1.000 ± 2.484'
     """
     values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        raise ValueError(f"Invalid values: {len(values)} run. An interval needs at least two.")
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(
+            f"Invalid values of shape {values.shape}: an interval needs a list of at least two runs."
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"Invalid level={level}: must lie between 0 and 1. Use 0.95 for 95 %.")
     spread = values.std(ddof=1) / np.sqrt(len(values))
     quantile = stats.t.ppf(0.5 + level / 2, df=len(values) - 1)
     return Interval(float(values.mean()), float(quantile * spread))

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedlib._checks import check_in, check_positive, check_positive_int
+from fedlib._checks import check_in, check_int, check_positive, check_positive_int
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.checkpoint import load_checkpoint, run_identity, save_checkpoint
 from fedlib.clients import ClientData
-from fedlib.local import STRATEGIES, draw_batches, train_cohort
+from fedlib.local import STRATEGIES, check_model, draw_batches, train_cohort
 from fedlib.models import Params, params_of
 
 Metrics = Callable[[Params], Mapping[str, float]]
@@ -60,13 +60,15 @@ class FedAvgConfig:
     server_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive_int("num_rounds", self.num_rounds)
-        check_positive_int("local_steps", self.local_steps)
-        for name in ("cohort_size", "batch_size"):
-            if getattr(self, name) is not None:
-                check_positive_int(name, getattr(self, name))
-        check_positive("client_lr", self.client_lr)
-        check_positive("server_lr", self.server_lr)
+        # Plain Python numbers, so that a configuration can be written as JSON.
+        for name in ("num_rounds", "local_steps", "cohort_size", "batch_size"):
+            value = getattr(self, name)
+            if value is not None or name in ("num_rounds", "local_steps"):
+                check_positive_int(name, value)
+                object.__setattr__(self, name, int(value))
+        for name in ("client_lr", "server_lr"):
+            check_positive(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ def run_round(
 
     Returns:
         The server's new parameters, and the cohort's mean loss, weighted as the average is.
+
+    Raises:
+        ValueError: if the cohort is larger than the federation.
     """
+    _check_cohort(clients, config)
     size = config.cohort_size or clients.num_clients
     cohort = np.arange(clients.num_clients)
     if size < clients.num_clients:
@@ -183,13 +189,16 @@ def run_fedavg(
     was never stopped.
 
     Args:
-        model: any module without batch normalisation or dropout; needs no ``body`` and ``head``
-            here, only when a part of it is fine-tuned.
+        model: any module that is a pure function of its parameters (no dropout, no batch
+            normalisation in training mode). It needs no ``body`` and ``head`` here, only when a
+            part of it is fine-tuned. Parameters without ``requires_grad`` stay as they are.
         clients: the federation's data, with inputs of the model's dtype and device.
         config: the run's configuration.
         seed: keys all randomness of the run, at least 0.
-        metrics: maps the server's parameters to named numbers; called in the evaluated rounds.
-        eval_every: evaluate after every so many rounds, and after the last.
+        metrics: maps the server's parameters, which it must not change, to numbers by name;
+            called in the evaluated rounds, with the same names each time.
+        eval_every: evaluate after every so many rounds, and after the last. (A run that is carried
+            further keeps the entry of its earlier end.)
         checkpoint: a file written in every evaluated round; if it is there already and belongs to
             this run, the run goes on from it.
         progress: show a progress bar.
@@ -199,7 +208,10 @@ def run_fedavg(
         Final parameters and history.
 
     Raises:
-        ValueError: before the first round, if an argument, the data and the model do not fit.
+        TypeError: before the first round, if a count or the seed is not an integer.
+        ValueError: before the first round, if an argument, the data and the model do not fit, or
+            the checkpoint is damaged, belongs to another run or is further than ``num_rounds``.
+        OSError: before the first round, if the checkpoint cannot be written.
         FloatingPointError: if the loss or the parameters stop being finite.
 
     Example:
@@ -215,17 +227,28 @@ def run_fedavg(
     Reference:
         McMahan et al. (2017), Algorithm 1; Chapter 1.
     """
-    params = params_of(model)
-    _check_run(model, params, clients, config, seed, strategy)
     check_positive_int("eval_every", eval_every)
+    check_int("seed", seed, minimum=0)
+    check_in("strategy", strategy, ["auto", *STRATEGIES])
+    _check_cohort(clients, config)
+    params = params_of(model)
+    check_model(model, params, clients)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
     entries, first = [], 0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        identity = run_identity(asdict(config), seed, params, clients)
+        identity = run_identity(asdict(config), int(seed), model, clients)
         if checkpoint.exists():
-            saved = load_checkpoint(checkpoint, identity, device=clients.device)
-            params, entries = saved
-            first = entries[-1]["round_num"]
+            params, entries = load_checkpoint(checkpoint, identity, device=clients.device)
+            first = entries[-1]["round_num"] if entries else 0
+            if first > config.num_rounds:
+                raise ValueError(
+                    f"Invalid num_rounds={config.num_rounds}: checkpoint {checkpoint} is at round "
+                    f"{first}. Use num_rounds >= {first}, or another path."
+                )
+        else:  # shows before the first round that it can be written
+            save_checkpoint(checkpoint, identity, params, entries)
 
     rounds = range(first, config.num_rounds)
     for t in tqdm(rounds, desc="rounds", disable=not progress):
@@ -237,64 +260,22 @@ def run_fedavg(
                 f"Use a client_lr smaller than {config.client_lr}."
             )
         if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-            measured = {name: float(value) for name, value in (metrics or _none)(params).items()}
+            measured = {} if metrics is None else metrics(params)
+            measured = {name: float(value) for name, value in measured.items()}
+            if entries and entries[-1]["metrics"].keys() != measured.keys():
+                raise ValueError(
+                    f"Invalid metrics: {sorted(measured)} now, {sorted(entries[-1]['metrics'])} "
+                    "before. Return the same names in every round, and after resuming."
+                )
             entries.append({"round_num": t + 1, "loss": loss, "metrics": measured})
             if checkpoint is not None:
                 save_checkpoint(checkpoint, identity, params, entries)
     return FedAvgResult(params, History.of(entries))
 
 
-def _none(params: Params) -> Mapping[str, float]:
-    return {}
-
-
-def _check_run(
-    model: nn.Module,
-    params: Params,
-    clients: ClientData,
-    config: FedAvgConfig,
-    seed: int,
-    strategy: str,
-) -> None:
-    """Refuse, before any work, what would fail or mislead later."""
-    check_in("strategy", strategy, ["auto", *STRATEGIES])
-    if seed < 0:
-        raise ValueError(f"Invalid seed={seed}: seeds are 0, 1, 2, ….")
+def _check_cohort(clients: ClientData, config: FedAvgConfig) -> None:
     if config.cohort_size is not None and config.cohort_size > clients.num_clients:
         raise ValueError(
             f"Invalid cohort_size={config.cohort_size}: the federation has {clients.num_clients} "
             f"clients. Use cohort_size <= {clients.num_clients}, or None for all."
-        )
-    check_model(model, params, clients)
-
-
-def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
-    """Refuse a model that does not fit the data, or whose rounds would not be pure functions."""
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
-            raise ValueError(
-                f"Invalid model: it contains {type(layer).__name__}, which keeps state or draws "
-                "from torch's global generator. Use GroupNorm for BatchNorm, and leave out dropout."
-            )
-    one, _ = clients[0]
-    try:
-        with torch.no_grad():
-            outputs = torch.func.functional_call(model, params, (one[:1],))
-    except RuntimeError as error:
-        raise ValueError(
-            f"Invalid model: it cannot take inputs of shape {tuple(one[:1].shape)}, dtype "
-            f"{one.dtype} on {one.device} ({str(error).splitlines()[0]}). Build the model for this "
-            "shape, and bring both to one dtype and device."
-        ) from error
-    found = f"it maps inputs of shape {tuple(one[:1].shape)} to {tuple(outputs.shape)}"
-    if clients.targets.is_floating_point():
-        if outputs.shape != (1,):
-            raise ValueError(
-                f"Invalid model: {found}, but real targets need outputs of shape (1,), one number "
-                "per example. Squeeze the last dimension, as LinearNet does."
-            )
-    elif outputs.ndim != 2 or outputs.shape[1] <= int(clients.targets.max()):
-        raise ValueError(
-            f"Invalid model: {found}, but labels reach {int(clients.targets.max())}. It needs at "
-            f"least {int(clients.targets.max()) + 1} outputs per example."
         )

@@ -5,10 +5,9 @@ __all__ = ["fine_tune"]
 import numpy as np
 from torch import nn
 
-from fedlib._checks import check_in, check_positive, check_positive_int
+from fedlib._checks import check_in, check_int, check_positive, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.fedavg import check_model
-from fedlib.local import draw_batches, local_sgd
+from fedlib.local import check_model, draw_batches, local_sgd
 from fedlib.models import Params
 
 
@@ -38,7 +37,7 @@ def fine_tune(
         seed: keys the batches, at least 0.
 
     Returns:
-        One set of parameters per client.
+        One set of parameters per client; tensors that do not move are shared with ``params``.
 
     Raises:
         ValueError: if an argument is out of range, the model does not fit, or lacks the part.
@@ -67,6 +66,7 @@ def fine_tune(
     check_positive_int("steps", steps)
     check_positive("lr", lr)
     check_in("part", part, ["all", "head", "body"])
+    check_int("seed", seed, minimum=0)
     if batch_size is not None:
         check_positive_int("batch_size", batch_size)
     check_model(model, params, clients)

@@ -1,6 +1,14 @@
 """The engine: what the clients of one cohort compute in one round."""
 
-__all__ = ["STRATEGIES", "LocalResult", "draw_batches", "local_sgd", "task_loss", "train_cohort"]
+__all__ = [
+    "STRATEGIES",
+    "LocalResult",
+    "check_model",
+    "draw_batches",
+    "local_sgd",
+    "task_loss",
+    "train_cohort",
+]
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -98,7 +106,7 @@ def local_sgd(
         targets: the client's targets, shape (n,).
         batches: positions of each step's examples, one row per step.
         lr: step size α.
-        trainable: names of the parameters that move; None moves all.
+        trainable: names of the parameters that move; None moves those with ``requires_grad``.
 
     Returns:
         Parameters after the last step, and the mean batch loss.
@@ -106,23 +114,18 @@ def local_sgd(
     Reference:
         The inner loop of FedAvg, Chapter 1.
     """
+    if trainable is None:
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     moving = {
-        name: p.detach().clone().requires_grad_()
-        for name, p in params.items()
-        if trainable is None or name in trainable
+        name: p.detach().clone().requires_grad_() for name, p in params.items() if name in trainable
     }
     leaves = list(moving.values())
     rows = torch.as_tensor(batches, device=inputs.device)
     total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
-    # One gather for the whole round costs less than one per step.
-    steps = zip(
-        inputs.index_select(0, rows.flatten()).view(*rows.shape, *inputs.shape[1:]),
-        targets.index_select(0, rows.flatten()).view(rows.shape),
-        strict=True,
-    )
-    for x, y in steps:
+    for row in rows:
+        x, y = inputs.index_select(0, row), targets.index_select(0, row)
         loss = task_loss(functional_call(model, params | moving, (x,)), y)
-        grads = torch.autograd.grad(loss, leaves)
+        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
         with torch.no_grad():
             torch._foreach_add_(leaves, grads, alpha=-lr)
             total += loss
@@ -169,10 +172,71 @@ def train_cohort(
         cohort: ids of the clients that take part.
         batches: one array of positions per client of the cohort.
         lr: step size α.
-        strategy: a name in ``STRATEGIES``, or "auto" to choose by model and device.
+        strategy: a name in ``STRATEGIES``; "auto" leaves the choice to the library.
 
     Returns:
         One result per client, in the cohort's order.
     """
     run = STRATEGIES["loop" if strategy == "auto" else strategy]
     return run(model, params, clients, cohort, batches, lr=lr)
+
+
+def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
+    """Refuse parameters or data that do not fit a model, or a model that is not a pure function.
+
+    Raises:
+        ValueError: if names or shapes of parameters differ from the model's, none is trainable,
+            calling the model fails, changes its buffers or draws random numbers, or its outputs do
+            not fit the targets.
+    """
+    own = {name: p.shape for name, p in model.named_parameters()}
+    if {name: p.shape for name, p in params.items()} != own:
+        wrong = sorted(set(own) ^ set(params)) or [n for n in own if own[n] != params[n].shape]
+        raise ValueError(
+            f"Invalid params: {', '.join(wrong[:3])} missing, unknown or of another shape. "
+            "Use params_of(model), the params of a result, or with_body."
+        )
+    x = clients.inputs[:2]
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    generator = torch.random.get_rng_state()
+    try:
+        with torch.no_grad():
+            outputs = functional_call(model, {**params, **buffers}, (x,))
+    except Exception as error:
+        raise ValueError(
+            f"Invalid model: it cannot take inputs of shape {tuple(x.shape)}, dtype {x.dtype} on "
+            f"{x.device} ({str(error).splitlines()[0]}). Build the model for this shape, and bring "
+            "both to one dtype and device."
+        ) from error
+    if not torch.equal(generator, torch.random.get_rng_state()):
+        torch.random.set_rng_state(generator)
+        raise ValueError(
+            "Invalid model: it draws from torch's global generator, as dropout does. "
+            "Leave out dropout, or call model.eval()."
+        )
+    changed = [n for n, value in model.named_buffers() if not torch.equal(value, buffers[n])]
+    if changed:
+        raise ValueError(
+            f"Invalid model: calling it changes its buffer {changed[0]}, as batch normalisation "
+            "does. Use GroupNorm instead, or call model.eval()."
+        )
+    found = f"it maps {len(x)} inputs to {_describe(outputs)}"
+    if clients.targets.is_floating_point():
+        if not isinstance(outputs, Tensor) or outputs.shape != (len(x),):
+            raise ValueError(
+                f"Invalid model: {found}, but real targets need one number per example, shape "
+                f"({len(x)},). Squeeze the last dimension, as LinearNet does."
+            )
+        return
+    needed = int(clients.targets.max()) + 1
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < needed:
+        raise ValueError(
+            f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least {needed} "
+            "outputs per example."
+        )
+
+
+def _describe(outputs: object) -> str:
+    return (
+        f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    )

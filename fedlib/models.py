@@ -17,9 +17,9 @@ Params = dict[str, Tensor]
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Draw initial weights from ``seed`` and leave torch's global generator as it was."""
+    """Draw initial weights from ``seed`` and leave torch's global generators as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the GPUs' too
         yield
 
 
@@ -57,8 +57,8 @@ class LinearNet(BodyHead):
     def __init__(self, d: int, k: int, *, seed: int = 0) -> None:
         if not 1 <= k <= d:
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
-        super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
         with _seeded(seed):
+            super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
             nn.init.orthogonal_(self.body.weight)
         nn.init.zeros_(self.head.weight)
 
@@ -169,7 +169,7 @@ def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
         Parameters for ``model``.
 
     Raises:
-        ValueError: if a body entry is missing or has another shape.
+        ValueError: if the model has no body, or a body entry is missing or has another shape.
 
     Example:
         >>> trained = params_of(MLP((1, 8, 8), 52))
@@ -177,7 +177,12 @@ def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
         torch.Size([10])
     """
     joined = params_of(model)
-    for name in [name for name in joined if name.startswith("body.")]:
+    body = [name for name in joined if name.startswith("body.")]
+    if not body:
+        raise ValueError(
+            'Invalid model: no parameter is named "body.…". Use a model with a body and a head.'
+        )
+    for name in body:
         if name not in params or params[name].shape != joined[name].shape:
             found = tuple(params[name].shape) if name in params else "missing"
             raise ValueError(

@@ -49,7 +49,12 @@ LABELS = torch.zeros(3, dtype=torch.int64)
     ("inputs", "targets", "sizes", "message"),
     [
         (torch.ones(3), LABELS, [3, 0], r"clients \[1\] hold no example"),
-        (torch.ones(3), LABELS, [], "hold no example"),
+        (
+            torch.ones(3),
+            LABELS[:, None],
+            [3],
+            r"targets of shape \(3, 1\): must be one per example",
+        ),
         (torch.ones(3), LABELS, [2], "they sum to 2, but there are 3 inputs and 3 targets"),
         (torch.tensor([1.0, float("nan"), 0]), LABELS, [3], "Invalid inputs: NaN or infinity"),
         (torch.ones(3), torch.tensor([0.0, float("inf"), 0]), [3], "Invalid targets: NaN"),
@@ -77,3 +82,24 @@ def test_split_refuses_single_examples_and_fractions_outside():
 def test_a_client_that_is_not_there():
     with pytest.raises(IndexError, match="Invalid client=2: clients are 0 to 1"):
         fl.ClientData(torch.ones(3), LABELS, np.array([2, 1]))[2]
+
+
+def test_types_are_refused_with_a_remedy(as_readers_run_it):
+    with pytest.raises(TypeError, match="Invalid inputs of type ndarray.*from_parts"):
+        fl.ClientData(np.ones(3), LABELS, np.array([3]))
+    with pytest.raises(TypeError, match="Invalid sizes"):
+        fl.ClientData(torch.ones(3), LABELS, [])
+    with pytest.raises(TypeError, match=r"Invalid parts of type bool.*np.flatnonzero"):
+        fl.ClientData.from_parts(np.ones((3, 1)), np.zeros(3, int), [np.ones(3, bool)])
+    with pytest.raises(ValueError, match="Invalid parts: none"):
+        fl.ClientData.from_parts(np.ones((3, 1)), np.zeros(3, int), [])
+    with pytest.raises(ValueError, match="Invalid labels: 2 for 3 images"):
+        fl.ClientData.from_parts(np.ones((3, 1)), np.zeros(2, int), [np.array([0])])
+    with pytest.raises(TypeError, match="Invalid rng=0"):
+        fl.ClientData(torch.ones(3), LABELS, np.array([3])).split(0.5, rng=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_labels_of_any_integer_type_become_int64(dtype):
+    clients = fl.ClientData(torch.ones(3), LABELS.to(dtype), np.array([3]))
+    assert clients.targets.dtype == torch.int64

@@ -225,6 +225,30 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
         fl.run_fedavg(**(run | change), checkpoint=path, progress=False)
 
 
+def test_a_checkpoint_further_than_the_run_is_refused(tmp_path):
+    run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), seed=0, progress=False)
+    fl.run_fedavg(config=CONFIG, checkpoint=tmp_path / "run", **run)
+    with pytest.raises(ValueError, match="Invalid num_rounds=2: checkpoint .* is at round 4"):
+        fl.run_fedavg(config=replace(CONFIG, num_rounds=2), checkpoint=tmp_path / "run", **run)
+
+
+def test_an_unwritable_checkpoint_is_refused_before_the_first_round(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+
+    def metrics(params):
+        raise AssertionError("a round was run")
+
+    with pytest.raises(OSError, match="Cannot write checkpoint .* writable folder"):
+        fl.run_fedavg(
+            fl.MLP((1, 4, 4), 3).double(),
+            federation(),
+            CONFIG,
+            seed=0,
+            metrics=metrics,
+            checkpoint=tmp_path / "file" / "run",
+        )
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
 def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
     model, clients, path = fl.MLP((1, 4, 4), 3).double(), federation(), tmp_path / "run"
@@ -263,10 +287,16 @@ def test_config_refuses(change, error, message):
         (dict(seed=-1), "Invalid seed=-1"),
         (dict(eval_every=0), "Invalid eval_every=0"),
         (dict(model=fl.MLP((1, 4, 4), 2).double()), "labels reach 2.*at least 3 outputs"),
-        (dict(model=fl.MLP((1, 5, 5), 3).double()), r"cannot take inputs of shape \(1, 1, 4, 4\)"),
+        (dict(model=fl.MLP((1, 5, 5), 3).double()), r"cannot take inputs of shape \(2, 1, 4, 4\)"),
         (dict(model=fl.MLP((1, 4, 4), 3)), "to one dtype and device"),
-        (dict(model=nn.Sequential(nn.Dropout(0.5))), "contains Dropout.*leave out dropout"),
-        (dict(model=nn.Sequential(nn.BatchNorm2d(1))), "contains BatchNorm2d.*Use GroupNorm"),
+        (
+            dict(model=nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)).double()),
+            "torch's global generator.*Leave out dropout",
+        ),
+        (
+            dict(model=nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).double()),
+            "changes its buffer 0.running_mean.*Use GroupNorm",
+        ),
     ],
 )
 def test_a_run_is_refused_before_its_first_round(change, message):
@@ -288,6 +318,70 @@ def test_divergence_names_the_round_and_the_step_size():
     nn.init.ones_(model.head.weight)
     with pytest.raises(FloatingPointError, match=r"round \d+: .* smaller than 10.0"):
         fl.run_fedavg(model, clients, config, seed=0, progress=False)
+
+
+def test_a_refused_model_is_left_as_it_was():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten()).double()
+    before, generator = model[0].running_mean.clone(), torch.random.get_rng_state()
+    with pytest.raises(ValueError, match="Invalid model"):
+        fl.run_fedavg(model, federation(), CONFIG, seed=0)
+    assert torch.equal(model[0].running_mean, before)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_batch_normalisation_in_evaluation_mode_is_a_pure_function():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)).double().eval()
+    result = fl.run_fedavg(model, federation(), CONFIG, seed=0, progress=False)
+    oracle = plain_fedavg(model, federation(), CONFIG, 0)
+    assert distance(result.params, oracle) < 1e-13
+
+
+def test_frozen_and_unused_parameters_stay():
+    model = fl.MLP((1, 4, 4), 3).double()
+    model.body[1].bias.requires_grad_(False)
+    model.unused = nn.Parameter(torch.ones(2))
+    result = fl.run_fedavg(model, federation(), CONFIG, seed=0, progress=False)
+    for name in ("body.1.bias", "unused"):
+        start = fl.params_of(model)[name]
+        torch.testing.assert_close(result.params[name], start, rtol=0, atol=1e-15)
+    assert not torch.equal(result.params["head.bias"], model.head.bias)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        fl.run_fedavg(model, federation(), CONFIG, seed=0)
+
+
+def test_params_of_another_model_are_refused():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    typo = {"head.weigth": torch.ones(1)}
+    with pytest.raises(ValueError, match="Invalid params: .* missing, unknown or of another shape"):
+        fl.evaluate(model, typo, clients)
+    other = fl.params_of(fl.MLP((1, 4, 4), 3, hidden=(5,)).double())
+    with pytest.raises(ValueError, match="Invalid params: body.1.weight"):
+        fl.fine_tune(model, other, clients, steps=1, lr=0.1, batch_size=1, seed=0)
+
+
+def test_a_round_refuses_a_cohort_larger_than_the_federation():
+    model, config = fl.MLP((1, 4, 4), 3).double(), replace(CONFIG, cohort_size=9)
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="Invalid cohort_size=9"):
+        fl.run_round(model, fl.params_of(model), federation(), config, rng=rng)
+
+
+def test_metrics_keep_their_names():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    names = iter("aab")
+    with pytest.raises(ValueError, match=r"Invalid metrics: \['b'\] now, \['a'\] before"):
+        fl.run_fedavg(
+            model, clients, CONFIG, seed=0, metrics=lambda p: {next(names): 1.0}, progress=False
+        )
+
+
+def test_weights_of_an_average_are_checked():
+    params = [{"w": torch.ones(1)}] * 2
+    for weights in ([1], [0, 0], [2, -1]):
+        with pytest.raises(ValueError, match="Invalid weights"):
+            fl.weighted_average(params, np.array(weights))
 
 
 # --- Batches ----------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def test_head_fine_tuning_of_a_linear_net_reaches_least_squares():
         (dict(lr=-1.0), ValueError, "Invalid lr=-1.0"),
         (dict(batch_size=0), ValueError, "Invalid batch_size=0"),
         (dict(part="tail"), ValueError, "Invalid part"),
+        (dict(seed=-1), ValueError, "Invalid seed=-1"),
         (dict(lr=1e300), FloatingPointError, "diverged on client 0. Use an lr smaller"),
     ],
 )
@@ -101,7 +102,7 @@ def test_evaluate_counts_by_hand():
 
 def test_evaluate_refuses():
     clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
-    with pytest.raises(ValueError, match="1 sets for 4 clients"):
+    with pytest.raises(ValueError, match="not one dict for each of 4 clients"):
         fl.evaluate(model, [fl.params_of(model)], clients)
     with pytest.raises(ValueError, match="Invalid metric"):
         fl.evaluate(model, fl.params_of(model), clients, metric="beauty")
@@ -123,6 +124,8 @@ def test_interval_is_scipys_and_covers():
     assert 0.93 < np.mean(covered) < 0.97
     with pytest.raises(ValueError, match="at least two"):
         fl.mean_interval([1.0])
+    with pytest.raises(ValueError, match="Invalid level=95"):
+        fl.mean_interval([1.0, 2.0], level=95.0)
 
 
 def test_with_body_takes_the_body_and_keeps_the_head():
@@ -134,6 +137,8 @@ def test_with_body_takes_the_body_and_keeps_the_head():
         fl.with_body(fl.MLP((1, 4, 4), 10, hidden=(9,)), fl.params_of(trained))
     with pytest.raises(ValueError, match="body.1.weight is missing"):
         fl.with_body(fresh, {})
+    with pytest.raises(ValueError, match="a body and a head"):
+        fl.with_body(nn.Linear(2, 2), {})
 
 
 def test_models_refuse_shapes_and_start_from_their_seed():

@@ -6,6 +6,7 @@ classes are symbols; what is reported comes from new clients, whose classes are 
 
 __all__ = ["FINE_TUNING_LRS", "GRID", "METHODS", "REGIMES", "main", "new_clients", "score", "train"]
 
+import hashlib
 import string
 import time
 from pathlib import Path
@@ -177,8 +178,15 @@ def final(regime: str, method: str, chosen: dict, seed: int) -> dict:
 def main(output: Path, workers: int) -> None:
     """Tune, choose, run the final seeds, and store everything in ``output/puzzle.json``."""
     began = time.monotonic()
+    design = {
+        "methods": METHODS,
+        "fine_tuning": FINE_TUNING,
+        "grid": GRID,
+        "fine_tuning_lrs": FINE_TUNING_LRS,
+    }
     pairs = [(regime, method) for regime in REGIMES for method in GRID]
-    run = dict(cache=output / "puzzle.partial.jsonl", workers=workers)
+    version = hashlib.sha256(str(design).encode()).hexdigest()[:8]
+    run = dict(cache=output / f"puzzle.{version}.partial.jsonl", workers=workers)
     units = [
         dict(regime=regime, method=method, client_lr=client_lr, seed=seed)
         for regime, method in pairs
@@ -197,12 +205,7 @@ def main(output: Path, workers: int) -> None:
     ]
     results = run_units(final, finals, label="final", **run)
     record = {
-        "design": {
-            "methods": METHODS,
-            "fine_tuning": FINE_TUNING,
-            "grid": GRID,
-            "fine_tuning_lrs": FINE_TUNING_LRS,
-        },
+        "design": design,
         "tuning": [unit | {"accuracy": r} for unit, r in zip(units, tuning, strict=True)],
         "final": [
             {"regime": u["regime"], "method": u["method"], "seed": u["seed"]} | r

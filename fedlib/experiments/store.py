@@ -78,7 +78,8 @@ def run_units(
 ) -> list[dict]:
     """Compute ``function(**unit)`` for every unit in parallel processes; stopped work resumes.
 
-    Each result is appended to ``cache`` as it comes, and what is there already is not run again.
+    Each result is appended to ``cache`` as it comes, and what is there already is not run again;
+    so the name of the cache must change with the code and constants behind ``function``.
 
     Args:
         function: a module-level function whose arguments and result are plain JSON values.
@@ -91,6 +92,7 @@ def run_units(
         One result per unit, in order.
     """
     done = {}
+    torn = cache.exists() and not cache.read_text().endswith("\n")
     if cache.exists():
         for line in cache.read_text().splitlines():
             try:
@@ -103,6 +105,8 @@ def run_units(
         cache.open("a") as file,
         mp.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool,
     ):
+        if torn:
+            file.write("\n")
         work = pool.imap_unordered(_call, [(function, unit) for unit in missing])
         for unit, result in tqdm(work, desc=label, total=len(missing)):
             file.write(json.dumps({"unit": unit, "result": result}) + "\n")
