@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Real
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -114,10 +114,10 @@ def mean_interval(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
-            f"Invalid values of shape {values.shape}: an interval needs a list of at least two runs."
+            f"Invalid values of shape {values.shape}: an interval needs at least two runs."
         )
     if not 0 < level < 1:
         raise ValueError(f"Invalid level={level}: must lie between 0 and 1. Use 0.95 for 95 %.")
     spread = values.std(ddof=1) / np.sqrt(len(values))
-    quantile = stats.t.ppf(0.5 + level / 2, df=len(values) - 1)
+    quantile = stdtrit(len(values) - 1, 0.5 + level / 2)
     return Interval(float(values.mean()), float(quantile * spread))

@@ -5,8 +5,8 @@ __all__ = ["COLORS", "show_images", "use_style"]
 from collections.abc import Sequence
 from importlib import resources
 
-import matplotlib.pyplot as plt
 from jaxtyping import Float
+from matplotlib import style
 from matplotlib.axes import Axes
 from numpy import ndarray
 
@@ -23,7 +23,7 @@ COLORS = {
 def use_style() -> None:
     """Use the book's style sheet for the figures that follow."""
     with resources.as_file(resources.files("fedlib") / "book.mplstyle") as sheet:
-        plt.style.use(sheet)
+        style.use(sheet)
 
 
 def show_images(
