@@ -213,7 +213,7 @@ def main(output: Path, workers: int) -> None:
         ],
         "chosen": {regime: {m: chosen[regime, m] for m in GRID} for regime in REGIMES},
         "provenance": provenance(
-            seeds=[*TUNING_SEEDS, *FINAL_SEEDS], wall_seconds=time.monotonic() - began
+            "puzzle", seeds=[*TUNING_SEEDS, *FINAL_SEEDS], wall_seconds=time.monotonic() - began
         ),
     }
     save_result(output / "puzzle.json", record)

@@ -7,7 +7,6 @@ import multiprocessing as mp
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata, resources
@@ -54,7 +53,7 @@ def save_result(path: Path, record: Mapping) -> None:
     os.replace(temporary, path)
 
 
-def provenance(*, seeds: Iterable[int], wall_seconds: float) -> dict:
+def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float) -> dict:
     """Say how a result came about: command, commit, date, device, seeds, versions, wall time."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
@@ -62,7 +61,7 @@ def provenance(*, seeds: Iterable[int], wall_seconds: float) -> dict:
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown (not run from a git checkout)"
     return {
-        "command": " ".join(["python", "-m", "fedlib.experiments", *sys.argv[1:]]),
+        "command": f"python -m fedlib.experiments {name}",
         "commit": commit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores)",
