@@ -1,6 +1,6 @@
 """Federated averaging and the representation it learns: the library behind the book."""
 
-from fedlib import experiments, plot
+from fedlib import experiments, linear, plot
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.cifar import DataError, load_cifar10, load_cifar100
 from fedlib.clients import ClientData
@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "experiments",
     "fine_tune",
+    "linear",
     "load_cifar10",
     "load_cifar100",
     "load_digits",

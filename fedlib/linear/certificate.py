@@ -1,0 +1,219 @@
+"""What the convergence theorem promises for given tasks, start and step size."""
+
+__all__ = ["ROUNDING", "Condition", "Guarantee", "forcing", "guarantee", "one_output"]
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from fedlib._checks import check_positive, check_positive_int
+from fedlib.linear._arrays import floats, norm2
+from fedlib.linear.tasks import LinearTasks
+
+ROUNDING = 1e-12
+"""What must be positive must exceed this."""
+
+
+class Condition(NamedTuple):
+    """One hypothesis of a theorem, with its numbers.
+
+    Attributes:
+        name: what is asked.
+        value: the number found.
+        bound: the number that it may not pass.
+        at_least: whether the bound is a lower one.
+    """
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is on the right side of its bound."""
+        return bool(self.value >= self.bound if self.at_least else self.value <= self.bound)
+
+    @property
+    def margin(self) -> float:
+        """Factor by which the value could still move before it fails; below 1, it fails."""
+        small, large = (self.bound, self.value) if self.at_least else (self.value, self.bound)
+        return large / small if small > 0 else math.inf
+
+    def __str__(self) -> str:
+        sign, mark = (">=" if self.at_least else "<="), ("holds" if self.holds else "FAILS")
+        return f"{mark}  {self.name}: {self.value:.3g} {sign} {self.bound:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    r"""Theorem B for given tasks, start and step size, in normalised variables.
+
+    ``print`` it to see the conditions. The numbers below follow from the formulas whether or not
+    the conditions hold; they are promises only if ``holds``.
+
+    Attributes:
+        conditions: the theorem's hypotheses, each with its value and bound.
+        eta: step size :math:`\eta=\alpha^2L_{\max}^2`.
+        mu2: diversity :math:`\mu^2`, of heads scaled to length 1 at most.
+        E0: :math:`E_0=1-D_0^2`.
+        rho: :math:`\rho=E_0\mu^2`.
+        delta_bar: the bound :math:`\bar\delta` on :math:`\|I-\alpha B_t^\top B_t\|`.
+        local_steps: steps τ.
+    """
+
+    conditions: tuple[Condition, ...]
+    eta: float
+    mu2: float
+    E0: float
+    rho: float
+    delta_bar: float
+    local_steps: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every condition holds."""
+        return all(condition.holds for condition in self.conditions)
+
+    @property
+    def D0(self) -> float:
+        """Size of the start's part outside the truth, D₀."""
+        return math.sqrt(1 - self.E0)
+
+    @property
+    def rate(self) -> float:
+        r"""Share of the distance lost per round, :math:`0.68\,\eta(\tau-1)\mu^2`."""
+        return 0.68 * self.eta * (self.local_steps - 1) * self.mu2
+
+    def contraction(self, D: Float[np.ndarray, "*t"] | float) -> Float[np.ndarray, "*t"] | float:
+        r"""Bound on :math:`D_{t+1}/D_t`, namely :math:`1-\frac34\eta(\tau-1)\mu^2(1-D_t^2)`."""
+        return 1 - 0.75 * self.eta * (self.local_steps - 1) * self.mu2 * (1 - np.square(D))
+
+    def bound(self, round_num: Int[np.ndarray, "*t"] | int) -> Float[np.ndarray, "*t"] | float:
+        r"""Bound on :math:`D_t`; 1.013 times it bounds the distance.
+
+        Args:
+            round_num: rounds t, one or many.
+
+        Returns:
+            The smaller of the theorem's two bounds, of the same shape.
+        """
+        t = np.asarray(round_num)
+        slow = self.D0 * self.contraction(self.D0) ** t
+        if self.E0 <= 0:
+            return slow
+        return np.minimum(slow, self.D0 / math.sqrt(self.E0) * (1 - self.rate) ** t)
+
+    def rounds(self, epsilon: float) -> int | float:
+        """Rounds after which the distance is at most ``epsilon``; infinite if the rate is zero.
+
+        Args:
+            epsilon: distance to reach, a positive sine.
+        """
+        check_positive("epsilon", epsilon)
+        if self.rate <= 0 or self.E0 <= 0:
+            return math.inf
+        start = 1.013 * self.D0 / math.sqrt(self.E0)
+        return math.ceil(math.log(start / epsilon) / self.rate) if start > epsilon else 0
+
+    def __str__(self) -> str:
+        return "\n".join(str(condition) for condition in self.conditions)
+
+
+def guarantee(
+    tasks: LinearTasks,
+    B0: Float[np.ndarray, "d k"],
+    *,
+    local_steps: int,
+    lr: float,
+    diversity: float | None = None,
+    mean_drift: float = 0.0,
+) -> Guarantee:
+    r"""Check the hypotheses of Theorem B and compute what it promises for runs from w₀ = 0.
+
+    In normalised variables (:math:`\eta=\alpha^2L_{\max}^2`, heads divided by :math:`L_{\max}`),
+    with :math:`E_0=1-D_0^2` and :math:`\rho=E_0\mu^2`,
+
+    .. math:: \bar\delta=\tfrac1\rho\Big(12\eta+5\eta(\tau-1)E_0\log\tfrac1{E_0}
+              +\tfrac54\beta^2\Big),\quad
+              \text{(C1)}\ \bar\delta\le\tfrac\rho{40},\quad
+              \text{(C2)}\ \eta(\tau-1)\le\tfrac\rho{20}.
+
+    The start must be matched, :math:`\alpha B_0^\top B_0=I`. The proof leaves room for an error
+    of :math:`\min(\bar\delta,\frac1{40})/40`, which is what is checked: no computed start is exact.
+
+    Args:
+        tasks: the clients' tasks, with one output.
+        B0: the server's first body, shape (d, k).
+        local_steps: gradient steps τ.
+        lr: their size α.
+        diversity: a lower bound on the least eigenvalue of the covariance of the heads that take
+            part, in every round; that of all heads, unless given.
+        mean_drift: an upper bound on how far their mean moves from round to round; 0, unless
+            given. Both are in the units of ``tasks.heads``.
+
+    Returns:
+        Conditions and promises.
+
+    Example:
+        >>> from fedlib.linear import largest_lr
+        >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
+        >>> lr = largest_lr(tasks, distance=0.6, local_steps=10)
+        >>> promise = guarantee(
+        ...     tasks, np.array([[0.8], [0.6], [0]]) / lr**0.5, local_steps=10, lr=lr
+        ... )
+        >>> promise.holds, promise.rounds(0.01)
+        (True, 1718)
+
+    Reference:
+        Theorem B (explicit constants), after Collins et al. (2022), Theorem 1. Chapter 7.
+    """
+    check_positive_int("local_steps", local_steps)
+    check_positive("lr", lr)
+    one_output(tasks)
+    B0 = floats("B0", B0, tasks.B_star.shape)
+    tau, eta = local_steps, lr**2 * tasks.L_max**2
+    mu2 = (tasks.diversity if diversity is None else diversity) / tasks.L_max**2
+    beta = mean_drift / tasks.L_max
+    outside = B0 - tasks.B_star @ (tasks.B_star.T @ B0)
+    E0 = 1 - min(1.0, lr * float(norm2(outside)) ** 2)
+    rho = E0 * mu2
+    delta_bar = math.inf
+    if rho > 0:
+        delta_bar = (forcing(eta, tau, E0) + 1.25 * beta**2) / rho
+    defect = float(norm2(np.eye(tasks.k) - lr * B0.T @ B0))
+    conditions = (
+        Condition("two local steps or more, tau", tau, 2, at_least=True),
+        Condition("(H1) diversity, mu^2", mu2, ROUNDING, at_least=True),
+        Condition("(H3) matched start, ||I - lr B0'B0||", defect, min(delta_bar, 1 / 40) / 40),
+        Condition("start not orthogonal, E0", E0, ROUNDING, at_least=True),
+        Condition("(C1) delta_bar <= rho/40", delta_bar, rho / 40),
+        Condition("(C2) eta (tau - 1) <= rho/20", eta * (tau - 1), rho / 20),
+    )
+    return Guarantee(
+        conditions=conditions,
+        eta=eta,
+        mu2=mu2,
+        E0=E0,
+        rho=rho,
+        delta_bar=delta_bar,
+        local_steps=tau,
+    )
+
+
+def forcing(eta: float, tau: int, E0: float) -> float:
+    """Return ρ times the bound on Δ, for a mean head that does not move."""
+    return 12 * eta + 5 * eta * (tau - 1) * E0 * math.log(1 / E0)
+
+
+def one_output(tasks: LinearTasks) -> None:
+    """Refuse tasks whose heads are matrices.
+
+    Raises:
+        ValueError: if they are.
+    """
+    if tasks.heads.ndim == 3:
+        raise ValueError("Invalid tasks: Theorem B is proved for one output. Use heads (M, k).")

@@ -1,0 +1,232 @@
+"""The clients' regression tasks: a shared subspace, and one head each."""
+
+__all__ = ["LinearTasks", "matched_start"]
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+
+from fedlib._checks import check_positive, check_positive_int, check_rng
+from fedlib.linear._arrays import floats
+from fedlib.linear.subspace import truth
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearTasks:
+    r"""Clients whose regression vectors share a subspace, :math:`\theta_i=B_*w_i^*`.
+
+    Client i's loss is :math:`f_i(B,w)=\frac12|Bw-\theta_i|^2`: squared error on inputs of
+    identity covariance, in expectation. With c outputs, heads and w are k × c matrices.
+
+    Args:
+        B_star: orthonormal columns, shape (d, k), k < d.
+        heads: one head per client, shape (M, k), or (M, k, c) for c outputs.
+
+    Raises:
+        ValueError: if shapes do not fit, columns are not orthonormal, or all heads are zero.
+
+    Example:
+        >>> tasks = LinearTasks(np.eye(3)[:, :2], np.array([[1.0, 0.0], [0.0, 1.0]]))
+        >>> tasks
+        LinearTasks(d=3, k=2, num_clients=2)
+        >>> tasks.mean_head, tasks.diversity
+        (array([0.5, 0.5]), 0.0)
+
+    Reference:
+        Collins et al. (2022), Section 3. Chapter 4.
+    """
+
+    B_star: Float[np.ndarray, "d k"]
+    heads: Float[np.ndarray, "M k *c"]
+
+    def __post_init__(self) -> None:
+        B_star = truth(self.B_star).copy()
+        d, k = B_star.shape
+        if k >= d:
+            raise ValueError(f"Invalid B_star: k={k} columns fill d={d} dimensions. Use k < d.")
+        outputs = (None,) if np.ndim(self.heads) == 3 else ()
+        heads = floats("heads", self.heads, (None, k, *outputs)).copy()
+        if not heads.any():
+            raise ValueError("Invalid heads: all are zero. Use at least one other head.")
+        for name, array in {"B_star": B_star, "heads": heads}.items():
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    @classmethod
+    def random(
+        cls,
+        d: int,
+        k: int,
+        num_clients: int,
+        *,
+        rng: np.random.Generator,
+        condition: float = 1.0,
+        mean_size: float = 0.0,
+        num_outputs: int | None = None,
+    ) -> "LinearTasks":
+        r"""Draw tasks whose heads have the mean and covariance asked for, exactly.
+
+        Gaussian heads are centred and whitened, stretched, moved, and scaled so that the longest
+        has norm 1.
+
+        Args:
+            d: inputs.
+            k: features, less than d.
+            num_clients: clients M, more than k (with c outputs: M c > k + c - 1).
+            rng: draws subspace and heads.
+            condition: largest over least eigenvalue of the heads' covariance, at least 1; those
+                between are in geometric progression.
+            mean_size: norm of the mean head, as a multiple of the root mean square distance of
+                heads from it.
+            num_outputs: columns c of each head; None gives vectors.
+
+        Returns:
+            The tasks.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> tasks = LinearTasks.random(9, 3, 50, rng=rng, condition=4.0, mean_size=0.5)
+            >>> eigenvalues = np.linalg.eigvalsh(tasks.head_covariance)
+            >>> round(float(eigenvalues[-1] / eigenvalues[0]), 9), round(tasks.L_max, 9)
+            (4.0, 1.0)
+        """
+        check_rng(rng)
+        for name, value in {"d": d, "k": k, "num_clients": num_clients}.items():
+            check_positive_int(name, value)
+        if k >= d:
+            raise ValueError(f"Invalid k={k}: there are d={d} inputs. Use k < d.")
+        if not (condition >= 1 and np.isfinite(condition)):
+            raise ValueError(f"Invalid condition={condition}: less than 1. Use condition >= 1.")
+        if not (mean_size >= 0 and np.isfinite(mean_size)):
+            raise ValueError(f"Invalid mean_size={mean_size}: negative. Use mean_size >= 0.")
+        outputs = () if num_outputs is None else (num_outputs,)
+        if (num_clients - 1) * int(np.prod(outputs)) < k:
+            raise ValueError(
+                f"Invalid num_clients={num_clients}: too few heads to vary in k={k} directions. "
+                f"Use num_clients >= {k + 1}."
+            )
+        heads = rng.standard_normal((num_clients, k, *outputs))
+        heads -= heads.mean(axis=0)
+        values, vectors = np.linalg.eigh(_moment(heads))
+        turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
+        stretch = turn * np.geomspace(1.0, condition**-0.5, k) @ turn.T
+        heads = np.einsum("jk,ik...->ij...", stretch @ (vectors * values**-0.5) @ vectors.T, heads)
+        mean = rng.standard_normal((k, *outputs))
+        spread = np.sqrt((heads**2).sum() / num_clients)
+        heads += mean_size * spread * mean / np.linalg.norm(mean)
+        longest = np.linalg.norm(heads.reshape(num_clients, -1), axis=1).max()
+        return cls(np.linalg.qr(rng.standard_normal((d, k)))[0], heads / longest)
+
+    @property
+    def d(self) -> int:
+        """Number of inputs."""
+        return self.B_star.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Number of features."""
+        return self.B_star.shape[1]
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients M."""
+        return len(self.heads)
+
+    @cached_property
+    def L_max(self) -> float:
+        """Norm of the longest head (of a matrix, Frobenius)."""
+        return float(np.linalg.norm(self.heads.reshape(self.num_clients, -1), axis=1).max())
+
+    @cached_property
+    def mean_head(self) -> Float[np.ndarray, "k *c"]:
+        """The mean of all heads: all that one local step sees (Chapter 5)."""
+        return self.heads.mean(axis=0)
+
+    @cached_property
+    def head_covariance(self) -> Float[np.ndarray, "k k"]:
+        r"""Covariance of the heads, :math:`\frac1M\sum_i(w_i^*-\bar w^*)(w_i^*-\bar w^*)^\top`."""
+        return _moment(self.heads - self.mean_head)
+
+    @cached_property
+    def second_moment(self) -> Float[np.ndarray, "k k"]:
+        r"""Uncentred moment of the heads, :math:`\frac1M\sum_iw_i^*w_i^{*\top}`."""
+        return _moment(self.heads)
+
+    @cached_property
+    def diversity(self) -> float:
+        """Least eigenvalue μ² of the heads' covariance; zero if they lie in a hyperplane."""
+        return max(0.0, float(np.linalg.eigvalsh(self.head_covariance)[0]))
+
+    @cached_property
+    def theta(self) -> Float[np.ndarray, "M d *c"]:
+        r"""The clients' regression vectors :math:`\theta_i=B_*w_i^*`."""
+        return np.einsum("dk,mk...->md...", self.B_star, self.heads)
+
+    def normalised(self) -> "LinearTasks":
+        """Return the same tasks in units in which the longest head has norm 1 (Chapter 6)."""
+        return LinearTasks(self.B_star, self.heads / self.L_max)
+
+    def private_orders(self, *, rng: np.random.Generator) -> "LinearTasks":
+        """Return tasks in which every client's outputs come in its own random order.
+
+        Raises:
+            ValueError: if heads are vectors, which have one output.
+        """
+        check_rng(rng)
+        if self.heads.ndim == 2:
+            raise ValueError("Invalid heads: one output has one order. Use heads (M, k, c), c > 1.")
+        return LinearTasks(
+            self.B_star, np.stack([head[:, rng.permutation(head.shape[1])] for head in self.heads])
+        )
+
+    def __repr__(self) -> str:
+        outputs = "".join(f", num_outputs={c}" for c in self.heads.shape[2:])
+        return f"LinearTasks(d={self.d}, k={self.k}, num_clients={self.num_clients}{outputs})"
+
+
+def matched_start(
+    tasks: LinearTasks, *, lr: float, distance: float, rng: np.random.Generator
+) -> Float[np.ndarray, "d k"]:
+    r"""Draw a start :math:`B_0` with :math:`\alpha B_0^\top B_0=I` at a given distance.
+
+    Args:
+        tasks: gives the true subspace.
+        lr: step size α of the runs to come.
+        distance: sine of the largest principal angle, in [0, 1]; the other sines are uniform
+            below it.
+        rng: draws the directions.
+
+    Returns:
+        The start, shape (d, k).
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> tasks = LinearTasks.random(9, 3, num_clients=5, rng=rng)
+        >>> B0 = matched_start(tasks, lr=0.25, distance=0.5, rng=rng)
+        >>> np.allclose(0.25 * B0.T @ B0, np.eye(3))
+        True
+
+    Reference:
+        The start of Theorem B. Chapter 7.
+    """
+    check_positive("lr", lr)
+    check_rng(rng)
+    if not 0 <= distance <= 1:
+        raise ValueError(f"Invalid distance={distance}: a sine. Use 0 <= distance <= 1.")
+    d, k = tasks.B_star.shape
+    num = min(k, d - k)
+    sine = np.zeros(k)
+    sine[:num] = distance * np.r_[1.0, rng.uniform(0, 1, num - 1)]
+    normal = rng.standard_normal((d, num))
+    for _ in range(2):  # twice, against rounding
+        normal -= tasks.B_star @ (tasks.B_star.T @ normal)
+    Q = tasks.B_star @ np.linalg.qr(rng.standard_normal((k, k)))[0] * np.sqrt(1 - sine**2)
+    Q[:, :num] += np.linalg.qr(normal)[0] * sine[:num]
+    return Q @ np.linalg.qr(rng.standard_normal((k, k)))[0] / np.sqrt(lr)
+
+
+def _moment(heads: np.ndarray) -> np.ndarray:
+    flat = heads.reshape(*heads.shape[:2], -1)
+    return np.einsum("ijc,ilc->jl", flat, flat) / len(heads)
