@@ -49,7 +49,7 @@ class FedAvgConfig:
         1.0
 
     Reference:
-        McMahan et al. (2017), Algorithm 1; Collins et al. (2022), Algorithm 1. Chapter 1.
+        McMahan et al. (2017), Algorithm 1; Collins et al. (2022). Chapter 1.
     """
 
     num_rounds: int

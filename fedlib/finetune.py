@@ -61,7 +61,7 @@ def fine_tune(
         array([0., 0.])
 
     Reference:
-        Collins et al. (2022), Section 2; Chapters 3 and 10.
+        Collins et al. (2022); Chapters 3 and 10.
     """
     check_positive_int("steps", steps)
     check_positive("lr", lr)

@@ -51,7 +51,7 @@ class LinearNet(BodyHead):
         torch.Size([3])
 
     Reference:
-        Collins et al. (2022), Section 3.
+        Collins et al. (2022).
     """
 
     def __init__(self, d: int, k: int, *, seed: int = 0) -> None:

@@ -59,7 +59,7 @@ class Guarantee:
         conditions: the theorem's hypotheses, each with its value and bound.
         eta: step size :math:`\eta=\alpha^2L_{\max}^2`.
         mu2: diversity :math:`\mu^2`, of heads scaled to length 1 at most.
-        E0: :math:`E_0=1-D_0^2`.
+        D0: size :math:`D_0` of the start's part outside the truth.
         rho: :math:`\rho=E_0\mu^2`.
         delta_bar: the bound :math:`\bar\delta` on :math:`\|I-\alpha B_t^\top B_t\|`.
         local_steps: steps τ.
@@ -68,7 +68,7 @@ class Guarantee:
     conditions: tuple[Condition, ...]
     eta: float
     mu2: float
-    E0: float
+    D0: float
     rho: float
     delta_bar: float
     local_steps: int
@@ -79,9 +79,9 @@ class Guarantee:
         return all(condition.holds for condition in self.conditions)
 
     @property
-    def D0(self) -> float:
-        """Size of the start's part outside the truth, D₀."""
-        return math.sqrt(1 - self.E0)
+    def E0(self) -> float:
+        r""":math:`E_0=1-D_0^2`."""
+        return (1 - self.D0) * (1 + self.D0)
 
     @property
     def rate(self) -> float:
@@ -169,17 +169,26 @@ def guarantee(
         (True, 1718)
 
     Reference:
-        Theorem B (explicit constants), after Collins et al. (2022), Theorem 1. Chapter 7.
+        Theorem B (explicit constants), after Collins et al. (2022). Chapter 7.
     """
     check_positive_int("local_steps", local_steps)
     check_positive("lr", lr)
+    lr = float(lr)
     one_output(tasks)
     B0 = floats("B0", B0, tasks.B_star.shape)
     tau, eta = local_steps, lr**2 * tasks.L_max**2
+    if diversity is not None and not 0 <= diversity <= tasks.L_max**2:
+        raise ValueError(
+            f"Invalid diversity={diversity}: the longest head has length {tasks.L_max:.4g}, which "
+            f"bounds it. Use a value from 0 to {tasks.L_max**2:.4g}."
+        )
+    if not 0 <= mean_drift < math.inf:
+        raise ValueError(f"Invalid mean_drift={mean_drift}: a distance. Use a number >= 0.")
     mu2 = (tasks.diversity if diversity is None else diversity) / tasks.L_max**2
     beta = mean_drift / tasks.L_max
     outside = B0 - tasks.B_star @ (tasks.B_star.T @ B0)
-    E0 = 1 - min(1.0, lr * float(norm2(outside)) ** 2)
+    D0 = min(1.0, math.sqrt(lr) * float(norm2(outside)))
+    E0 = (1 - D0) * (1 + D0)
     rho = E0 * mu2
     delta_bar = math.inf
     if rho > 0:
@@ -197,7 +206,7 @@ def guarantee(
         conditions=conditions,
         eta=eta,
         mu2=mu2,
-        E0=E0,
+        D0=D0,
         rho=rho,
         delta_bar=delta_bar,
         local_steps=tau,

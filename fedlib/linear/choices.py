@@ -65,6 +65,7 @@ def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float
     """
     check_positive_int("local_steps", local_steps)
     check_positive("lr", lr)
+    lr = float(lr)
     common = tasks.mean_head.reshape(tasks.k, -1)
     seen = (local_steps - 1) * tasks.head_covariance + local_steps * common @ common.T
     return 1 - lr**2 * max(0.0, float(np.linalg.eigvalsh(seen)[0]))

@@ -55,7 +55,7 @@ def sqrt_up(value: Fraction | int, displayed: str) -> Fraction:
         Fraction(283, 200)
     """
     root = Fraction(displayed)
-    return _proved(root >= 0 and _exact(value) <= root**2, value, displayed, "larger")
+    return _proved(root >= 0 and 0 <= _exact(value) <= root**2, value, displayed, "larger")
 
 
 def sqrt_down(value: Fraction | int, displayed: str) -> Fraction:

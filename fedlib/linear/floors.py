@@ -87,7 +87,7 @@ def worst_case_tasks(
         0.9
 
     Reference:
-        Theorems C(ii), C(iii) and C′(ii); their idea is Collins et al. (2022), Proposition 1.
+        Theorems C(ii), C(iii) and C′(ii); their idea is Collins et al. (2022).
         Chapter 5.
     """
     B0 = floats("B0", B0, (None, None))

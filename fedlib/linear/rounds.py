@@ -67,10 +67,11 @@ def one_round(
         True
 
     Reference:
-        Collins et al. (2022), equation 4. Proposition A2, Chapter 6.
+        Collins et al. (2022). Proposition A2, Chapter 6.
     """
     check_positive_int("local_steps", local_steps)
     check_positive("lr", lr)
+    lr = float(lr)
     truth = tasks.heads if clients is None else tasks.heads[clients]
     truth = truth.reshape(*truth.shape[:2], -1)
     B = floats("B", B, tasks.B_star.shape)

@@ -120,6 +120,7 @@ def head_step_risk(
         Theorem E(3). Chapter 10.
     """
     check_positive("lr", lr)
+    lr = float(lr)
     Q, theta, noise = _client(B, theta, noise_std)
     n = _counts(num_samples)
     w = floats("w", w, (Q.shape[1],))
@@ -158,6 +159,8 @@ def fine_tuning_threshold(
     Reference:
         Theorem E. Chapter 10.
     """
+    if not 1 <= k < d:
+        raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k < d.")
     n = _counts(num_samples)
     if np.any(n <= d + 1):
         raise ValueError(
@@ -204,4 +207,4 @@ def _counts(num_samples: Samples) -> np.ndarray:
     n = np.asarray(num_samples)
     if n.dtype.kind not in "iu" or np.any(n < 1):
         raise ValueError(f"Invalid num_samples={num_samples}: counts. Use whole numbers >= 1.")
-    return n
+    return n.astype(np.int64)

@@ -35,7 +35,7 @@ class LinearTasks:
         (array([0.5, 0.5]), 0.0)
 
     Reference:
-        Collins et al. (2022), Section 3. Chapter 4.
+        Collins et al. (2022). Chapter 4.
     """
 
     B_star: Float[np.ndarray, "d k"]
@@ -212,6 +212,7 @@ def matched_start(
         The start of Theorem B. Chapter 7.
     """
     check_positive("lr", lr)
+    lr = float(lr)
     check_rng(rng)
     if not 0 <= distance <= 1:
         raise ValueError(f"Invalid distance={distance}: a sine. Use 0 <= distance <= 1.")

@@ -133,10 +133,11 @@ def run(
         ((201,), (201, 1000, 2), (201, 2))
 
     Reference:
-        Collins et al. (2022), Algorithm 1 and equation 4. Proposition A2, Chapter 6.
+        Collins et al. (2022). Proposition A2, Chapter 6.
     """
     check_positive_int("local_steps", local_steps)
     check_positive("lr", lr)
+    lr = float(lr)
     check_int("num_rounds", num_rounds, minimum=0)
     B0 = floats("B0", B0, tasks.B_star.shape)
     w = floats("w0", w0, tasks.heads.shape[1:]).reshape(tasks.k, -1)
@@ -191,6 +192,8 @@ def _average(
 def _cohorts(num_clients, cohort_size, replace, rng):
     """Return a function that draws each round's clients (None: all) and their weights."""
     if cohort_size is None:
+        if replace:
+            raise ValueError("Invalid replace=True: all clients take part. Give a cohort_size.")
         everyone = None, np.full(num_clients, 1 / num_clients)
         return lambda: everyone
     check_positive_int("cohort_size", cohort_size)
