@@ -458,3 +458,34 @@ def test_linear_reads_no_global_generator():
         rng=np.random.default_rng(0),
     )
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_what_is_cached_cannot_be_changed():
+    tasks = linear.LinearTasks(np.eye(3)[:, :1], np.ones((2, 1)))
+    with pytest.raises(ValueError, match="read-only"):
+        tasks.mean_head[:] = 0
+
+
+def test_a_body_that_holds_the_truth_has_no_risk_without_noise():
+    B = np.random.default_rng(0).standard_normal((20, 3))
+    assert linear.fine_tuning_risk(B, B @ np.ones(3), num_samples=3, noise_std=0.0) == 0
+
+
+def test_counts_of_any_integer_type_are_counts():
+    n = np.array([10], dtype=np.int8)
+    assert linear.scratch_risk(10, np.ones(10), num_samples=n, noise_std=1.0)[0] == np.inf
+
+
+def test_guarantee_refuses_impossible_heads():
+    tasks = linear.LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
+    B0 = np.array([[0.8], [0.6], [0.0]]) / 0.1**0.5
+    with pytest.raises(ValueError, match="Invalid diversity=50"):
+        linear.guarantee(tasks, B0, local_steps=2, lr=0.1, diversity=50.0)
+    with pytest.raises(ValueError, match="Invalid mean_drift=-1"):
+        linear.guarantee(tasks, B0, local_steps=2, lr=0.1, mean_drift=-1.0)
+
+
+def test_a_round_that_diverges_says_so():
+    tasks = linear.LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="smaller than 5.0"):
+        linear.one_round(tasks, 1e3 * np.ones((3, 1)), np.ones(1), local_steps=20, lr=5.0)

@@ -88,6 +88,10 @@ def one_round(
         heads.append(v - lr * b.transpose(0, 2, 1) @ r)
         P = P - lr * (P @ v) @ vT
         S = S - lr * (S @ v) @ vT + lr * truth @ vT
+    if not np.isfinite(heads[-1]).all() or not np.isfinite(bodies[-1]).all():
+        raise FloatingPointError(
+            f"The local steps diverged. Use an lr smaller than {lr}, or a smaller body."
+        )
     steps = np.stack(heads).reshape(local_steps + 1, m, *w.shape)
     return Round(
         bodies[-1].mean(axis=0),

@@ -46,7 +46,7 @@ def fine_tuning_risk(
     """
     Q, theta, noise = _client(B, theta, noise_std)
     inside = Q.T @ theta
-    missed = np.sum((theta - Q @ inside) ** 2)
+    missed = _missed(theta, Q @ inside)
     return missed + _least_squares(Q.shape[1], inside @ inside, noise + missed, num_samples)
 
 
@@ -127,7 +127,7 @@ def head_step_risk(
     R = Q.T @ B
     H = lr * R @ R.T  # the step in orthonormal coordinates
     inside = Q.T @ theta
-    missed = np.sum((theta - Q @ inside) ** 2)
+    missed = _missed(theta, Q @ inside)
     x = R @ w - inside
     # E[Ĝ M Ĝ] = (1 + 1/n) M + tr(M)/n I for Ĝ = GᵀG/n with n standard normal rows.
     quadratic = (1 + 1 / n) * np.sum((H @ x) ** 2) + np.sum(H**2) * (x @ x) / n
@@ -201,6 +201,12 @@ def _variance(noise_std: float) -> float:
     if not (noise_std >= 0 and np.isfinite(noise_std)):
         raise ValueError(f"Invalid noise_std={noise_std}: negative. Use noise_std >= 0.")
     return float(noise_std) ** 2
+
+
+def _missed(theta: np.ndarray, seen: np.ndarray) -> float:
+    """Squared length of what a body misses; rounding does not count."""
+    missed = float(np.sum((theta - seen) ** 2))
+    return missed if missed > (len(theta) * np.finfo(float).eps) ** 2 * (theta @ theta) else 0.0
 
 
 def _counts(num_samples: Samples) -> np.ndarray:

@@ -142,17 +142,17 @@ class LinearTasks:
     @cached_property
     def mean_head(self) -> Float[np.ndarray, "k *c"]:
         """The mean of all heads: all that one local step sees (Chapter 5)."""
-        return self.heads.mean(axis=0)
+        return _frozen(self.heads.mean(axis=0))
 
     @cached_property
     def head_covariance(self) -> Float[np.ndarray, "k k"]:
         r"""Covariance of the heads, :math:`\frac1M\sum_i(w_i^*-\bar w^*)(w_i^*-\bar w^*)^\top`."""
-        return _moment(self.heads - self.mean_head)
+        return _frozen(_moment(self.heads - self.mean_head))
 
     @cached_property
     def second_moment(self) -> Float[np.ndarray, "k k"]:
         r"""Uncentred moment of the heads, :math:`\frac1M\sum_iw_i^*w_i^{*\top}`."""
-        return _moment(self.heads)
+        return _frozen(_moment(self.heads))
 
     @cached_property
     def diversity(self) -> float:
@@ -162,7 +162,7 @@ class LinearTasks:
     @cached_property
     def theta(self) -> Float[np.ndarray, "M d *c"]:
         r"""The clients' regression vectors :math:`\theta_i=B_*w_i^*`."""
-        return np.einsum("dk,mk...->md...", self.B_star, self.heads)
+        return _frozen(np.einsum("dk,mk...->md...", self.B_star, self.heads))
 
     def normalised(self) -> "LinearTasks":
         """Return the same tasks in units in which the longest head has norm 1 (Chapter 6)."""
@@ -226,6 +226,12 @@ def matched_start(
     Q = tasks.B_star @ np.linalg.qr(rng.standard_normal((k, k)))[0] * np.sqrt(1 - sine**2)
     Q[:, :num] += np.linalg.qr(normal)[0] * sine[:num]
     return Q @ np.linalg.qr(rng.standard_normal((k, k)))[0] / np.sqrt(lr)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Make an array read-only, so that what is cached stays what it was."""
+    array.setflags(write=False)
+    return array
 
 
 def _moment(heads: np.ndarray) -> np.ndarray:
