@@ -99,3 +99,10 @@ def test_the_readme_shows_the_introductions_figure():
     intro = notebooks.load(ROOT / "book" / "intro.ipynb")
     assert refresh.CLAIM.read_bytes() == refresh.claim(intro), "Run `make refresh`."
     assert refresh.CLAIM.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readmes_example_runs(capsys):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0.8  # mean accuracy over clients
