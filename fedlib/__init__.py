@@ -5,6 +5,7 @@ from fedlib.aggregate import server_step, weighted_average
 from fedlib.cifar import DataError, load_cifar10, load_cifar100
 from fedlib.clients import ClientData
 from fedlib.data import ImageSet, load_digits
+from fedlib.engine import Strategy
 from fedlib.evaluate import Interval, evaluate, mean_interval
 from fedlib.experiments.store import load_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, History, run_fedavg, run_round
@@ -18,6 +19,7 @@ from fedlib.partition import (
     partition_iid,
     private_labels,
 )
+from fedlib.steps import LocalStep, control_variate, momentum, proximal, sgd
 
 __version__ = "0.1.0"
 
@@ -34,7 +36,10 @@ __all__ = [
     "Interval",
     "LinearNet",
     "LocalResult",
+    "LocalStep",
     "Params",
+    "Strategy",
+    "control_variate",
     "draw_batches",
     "evaluate",
     "experiments",
@@ -47,15 +52,18 @@ __all__ = [
     "load_result",
     "local_sgd",
     "mean_interval",
+    "momentum",
     "params_of",
     "partition_by_class",
     "partition_dirichlet",
     "partition_iid",
     "plot",
     "private_labels",
+    "proximal",
     "run_fedavg",
     "run_round",
     "server_step",
+    "sgd",
     "task_loss",
     "weighted_average",
     "with_body",

@@ -4,20 +4,22 @@ __all__ = ["FedAvgConfig", "FedAvgResult", "History", "run_fedavg", "run_round"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from fedlib._checks import check_in, check_int, check_positive, check_positive_int
-from fedlib.aggregate import server_step, weighted_average
+from fedlib.aggregate import server_step
 from fedlib.checkpoint import load_checkpoint, run_identity, save_checkpoint
 from fedlib.clients import ClientData
-from fedlib.local import STRATEGIES, check_model, draw_batches, train_cohort
+from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
+from fedlib.local import check_model, draw_batches
 from fedlib.models import Params, params_of
+from fedlib.steps import LocalStep, sgd
 
 Metrics = Callable[[Params], Mapping[str, float]]
 
@@ -125,7 +127,8 @@ def run_round(
     config: FedAvgConfig,
     *,
     rng: np.random.Generator,
-    strategy: str = "auto",
+    step: LocalStep = sgd,
+    strategy: str | Strategy = "auto",
 ) -> tuple[Params, float]:
     """Run one round: draw a cohort, train it locally, average, step the server.
 
@@ -138,6 +141,7 @@ def run_round(
         clients: the federation's data.
         config: the run's configuration.
         rng: draws the cohort and the batches.
+        step: the clients' rule; see ``run_fedavg``.
         strategy: how to run the cohort; see ``run_fedavg``.
 
     Returns:
@@ -151,23 +155,35 @@ def run_round(
     cohort = np.arange(clients.num_clients)
     if size < clients.num_clients:
         cohort = rng.choice(clients.num_clients, size, replace=False)
-    batches = [
-        draw_batches(
-            int(clients.sizes[i]),
-            local_steps=config.local_steps,
-            batch_size=config.batch_size,
-            rng=rng,
-        )
-        for i in cohort
-    ]
-    results = train_cohort(
-        model, params, clients, cohort, batches, lr=config.client_lr, strategy=strategy
+    draw = partial(
+        draw_batches, local_steps=config.local_steps, batch_size=config.batch_size, rng=rng
     )
-    weights = clients.sizes[cohort]
-    average = weighted_average([result.params for result in results], weights)
-    losses = torch.stack([result.loss for result in results]).double().cpu().numpy()
+    sizes = clients.sizes[cohort].tolist()
+    if config.batch_size is None:  # no random numbers: one array serves all clients of a size
+        batches = list(map({size: draw(size) for size in set(sizes)}.get, sizes))
+    else:
+        batches = [draw(size) for size in sizes]
+    if strategy == "auto" and config.local_steps == 1 and step == sgd:
+        strategy = "merged"
+    totals = train_cohort(
+        model,
+        params,
+        clients,
+        cohort,
+        batches,
+        lr=config.client_lr,
+        step=step,
+        strategy=strategy,
+        then=Trained.total,
+    )
+    weight = float(clients.sizes[cohort].sum())
+    sums, loss = totals[0]
+    for other, other_loss in totals[1:]:
+        sums = {name: total.add_(other[name]) for name, total in sums.items()}
+        loss = loss + other_loss
+    average = {name: total / weight for name, total in sums.items()}
     params = server_step(params, average, server_lr=config.server_lr)
-    return params, float(np.average(losses, weights=weights))
+    return params, float(loss) / weight
 
 
 def run_fedavg(
@@ -180,7 +196,8 @@ def run_fedavg(
     eval_every: int = 1,
     checkpoint: str | Path | None = None,
     progress: bool = True,
-    strategy: str = "auto",
+    step: LocalStep = sgd,
+    strategy: str | Strategy = "auto",
 ) -> FedAvgResult:
     """Train ``model`` on a federation by FedAvg, from the model's current parameters.
 
@@ -202,7 +219,9 @@ def run_fedavg(
         checkpoint: a file written in every evaluated round; if it is there already and belongs to
             this run, the run goes on from it.
         progress: show a progress bar.
-        strategy: how a cohort is run, a name in ``fedlib.local.STRATEGIES``; "auto" chooses.
+        step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``, or your own.
+        strategy: how a cohort is run: a name in ``fedlib.engine.STRATEGIES`` or a ``Strategy``;
+            "auto" chooses.
 
     Returns:
         Final parameters and history.
@@ -215,6 +234,7 @@ def run_fedavg(
         FloatingPointError: if the loss or the parameters stop being finite.
 
     Example:
+        >>> import torch
         >>> from fedlib import LinearNet
         >>> clients = ClientData(torch.ones(6, 2), torch.ones(6), np.array([2, 4]))
         >>> config = FedAvgConfig(
@@ -229,7 +249,8 @@ def run_fedavg(
     """
     check_positive_int("eval_every", eval_every)
     check_int("seed", seed, minimum=0)
-    check_in("strategy", strategy, ["auto", *STRATEGIES])
+    if not isinstance(strategy, Strategy):
+        check_in("strategy", strategy, ["auto", *STRATEGIES])
     _check_cohort(clients, config)
     params = params_of(model)
     check_model(model, params, clients)
@@ -238,9 +259,12 @@ def run_fedavg(
     entries, first = [], 0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        identity = run_identity(asdict(config), int(seed), model, clients)
+        identity = run_identity(asdict(config) | {"step": step.name}, int(seed), model, clients)
         if checkpoint.exists():
             params, entries = load_checkpoint(checkpoint, identity, device=clients.device)
+            # Loaded tensors lie anywhere in memory; kernels round by alignment, so that a resumed
+            # run has the same bits only from tensors that torch has placed itself.
+            params = {name: p.clone() for name, p in params.items()}
             first = entries[-1]["round_num"] if entries else 0
             if first > config.num_rounds:
                 raise ValueError(
@@ -253,7 +277,9 @@ def run_fedavg(
     rounds = range(first, config.num_rounds)
     for t in tqdm(rounds, desc="rounds", disable=not progress):
         rng = np.random.default_rng([seed, t])
-        params, loss = run_round(model, params, clients, config, rng=rng, strategy=strategy)
+        params, loss = run_round(
+            model, params, clients, config, rng=rng, step=step, strategy=strategy
+        )
         if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in params.values()):
             raise FloatingPointError(
                 f"Training diverged in round {t + 1}: the mean local loss is {loss}. "

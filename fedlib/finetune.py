@@ -2,12 +2,15 @@
 
 __all__ = ["fine_tune"]
 
+from functools import partial
+
 import numpy as np
 from torch import nn
 
 from fedlib._checks import check_in, check_int, check_positive, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.local import check_model, draw_batches, local_sgd
+from fedlib.engine import train_cohort
+from fedlib.local import check_model, draw_batches
 from fedlib.models import Params
 
 
@@ -76,14 +79,20 @@ def fine_tune(
             f'Invalid part="{part}": the model has no parameter named "{part}.…". Use part="all", '
             "or give the model a body and a head, as BodyHead does."
         )
-    personal = []
-    for i, size in enumerate(clients.sizes):
-        rng = np.random.default_rng([seed, i])
-        batches = draw_batches(int(size), local_steps=steps, batch_size=batch_size, rng=rng)
-        result = local_sgd(model, params, *clients[i], batches, lr=lr, trainable=trainable)
-        if not all(bool(result.params[name].isfinite().all()) for name in trainable):
-            raise FloatingPointError(
-                f"Fine-tuning diverged on client {i}. Use an lr smaller than {lr}."
-            )
-        personal.append(result.params)
+    draw = partial(draw_batches, local_steps=steps, batch_size=batch_size)
+    batches = [
+        draw(int(size), rng=np.random.default_rng([seed, i]))
+        for i, size in enumerate(clients.sizes)
+    ]
+    everyone = np.arange(clients.num_clients)
+    stacks = train_cohort(model, params, clients, everyone, batches, lr=lr, trainable=trainable)
+    personal: list[Params] = [params] * clients.num_clients
+    for stack in stacks:
+        for row, client in enumerate(stack.places):
+            moved = {name: stack.params[name][row] for name in trainable}
+            if not all(bool(p.isfinite().all()) for p in moved.values()):
+                raise FloatingPointError(
+                    f"Fine-tuning diverged on client {client}. Use an lr smaller than {lr}."
+                )
+            personal[client] = params | moved
     return personal

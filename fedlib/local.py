@@ -1,16 +1,18 @@
-"""The engine: what the clients of one cohort compute in one round."""
+"""Local training: the loss, the batches, and the steps of one client."""
 
 __all__ = [
-    "STRATEGIES",
     "LocalResult",
     "check_model",
     "draw_batches",
+    "example_losses",
     "local_sgd",
+    "run_steps",
+    "take_step",
     "task_loss",
-    "train_cohort",
+    "trainable_of",
 ]
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.func import functional_call
 
 from fedlib.clients import ClientData
 from fedlib.models import Params
+from fedlib.steps import LocalStep, sgd
 
 
 class LocalResult(NamedTuple):
@@ -28,11 +31,12 @@ class LocalResult(NamedTuple):
 
     Attributes:
         params: parameters after the local steps.
-        loss: mean of the batch losses met on the way, each before its step; scalar tensor.
+        loss: mean of the batch losses met on the way, each before its step; scalar tensor. (One
+            per client for a stack of clients, whose parameters have a leading client axis.)
     """
 
     params: Params
-    loss: Float[Tensor, ""]
+    loss: Float[Tensor, "*k"]
 
 
 def task_loss(outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -52,6 +56,20 @@ def task_loss(outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]) -> 
     if targets.is_floating_point():
         return 0.5 * (outputs - targets).square().mean()
     return nn.functional.cross_entropy(outputs, targets)
+
+
+def example_losses(
+    outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Return the loss of each example of a batch; ``task_loss`` is their mean.
+
+    Example:
+        >>> example_losses(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        tensor([0.5000, 4.5000])
+    """
+    if targets.is_floating_point():
+        return 0.5 * (outputs - targets).square()
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
 def draw_batches(
@@ -95,6 +113,7 @@ def local_sgd(
     batches: Int[np.ndarray, "local_steps batch"],
     *,
     lr: float,
+    step: LocalStep = sgd,
     trainable: Collection[str] | None = None,
 ) -> LocalResult:
     r"""Run one client's SGD steps, :math:`\theta\leftarrow\theta-\alpha\nabla\ell(\theta)`.
@@ -106,6 +125,7 @@ def local_sgd(
         targets: the client's targets, shape (n,).
         batches: positions of each step's examples, one row per step.
         lr: step size α.
+        step: the local rule, SGD unless given.
         trainable: names of the parameters that move; None moves those with ``requires_grad``.
 
     Returns:
@@ -114,71 +134,87 @@ def local_sgd(
     Reference:
         The inner loop of FedAvg, Chapter 1.
     """
-    if trainable is None:
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    moving = {
-        name: p.detach().clone().requires_grad_() for name, p in params.items() if name in trainable
-    }
-    leaves = list(moving.values())
     rows = torch.as_tensor(batches, device=inputs.device)
-    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
-    for row in rows:
-        x, y = inputs.index_select(0, row), targets.index_select(0, row)
-        loss = task_loss(functional_call(model, params | moving, (x,)), y)
-        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        with torch.no_grad():
-            torch._foreach_add_(leaves, grads, alpha=-lr)
-            total += loss
-    done = {name: p.detach() for name, p in moving.items()}
-    return LocalResult(params | done, total / len(rows))
+    pairs = ((inputs.index_select(0, row), targets.index_select(0, row)) for row in rows)
+
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return task_loss(functional_call(model, params, (x,)), y)
+
+    if trainable is None:
+        trainable = trainable_of(model)
+    return run_steps(loss, params, pairs, lr=lr, step=step, trainable=trainable)
 
 
-def _loop(
-    model: nn.Module,
-    params: Params,
-    clients: ClientData,
-    cohort: Int[np.ndarray, " cohort"],
-    batches: Sequence[Int[np.ndarray, "_ _"]],
-    *,
+def trainable_of(model: nn.Module) -> list[str]:
+    """Return the names of the parameters with ``requires_grad``."""
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def take_step(
+    loss: Callable[..., Tensor],
+    step: LocalStep,
     lr: float,
-) -> list[LocalResult]:
-    """One client after the other: the plainest strategy, and the one others are tested against."""
-    return [
-        local_sgd(model, params, *clients[int(i)], rows, lr=lr)
-        for i, rows in zip(cohort, batches, strict=True)
-    ]
-
-
-STRATEGIES: dict[str, Callable[..., list[LocalResult]]] = {"loop": _loop}
-"""Ways to run a cohort. They give the same results, up to rounding, at different speeds."""
-
-
-def train_cohort(
-    model: nn.Module,
     params: Params,
-    clients: ClientData,
-    cohort: Int[np.ndarray, " cohort"],
-    batches: Sequence[Int[np.ndarray, "_ _"]],
-    *,
-    lr: float,
-    strategy: str = "auto",
-) -> list[LocalResult]:
-    """Run the local steps of every client in a cohort, all from the same parameters.
+    leaves: Params,
+    state: object,
+    batch: Sequence[Tensor | None],
+) -> tuple[Params, object, Tensor]:
+    """Take one step: gradients of the leaves, then the rule.
 
     Args:
-        model: gives the architecture.
-        params: the server's parameters.
-        clients: the federation's data.
-        cohort: ids of the clients that take part.
-        batches: one array of positions per client of the cohort.
+        loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
+        step: the rule.
         lr: step size α.
-        strategy: a name in ``STRATEGIES``; "auto" leaves the choice to the library.
+        params: all parameters; where ``leaves`` has the same name, the leaf counts.
+        leaves: the parameters that move.
+        state: the rule's state.
+        batch: arguments of ``loss``.
 
     Returns:
-        One result per client, in the cohort's order.
+        New leaves, new state, and the losses before the step.
     """
-    run = STRATEGIES["loop" if strategy == "auto" else strategy]
-    return run(model, params, clients, cohort, batches, lr=lr)
+    leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
+    losses = loss(params | leaves, *batch)
+    # A client's loss depends on its own parameters only: one gradient of the sum serves a stack.
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+    with torch.no_grad():
+        moved, state = step.update(list(leaves.values()), list(grads), state, lr)
+    return dict(zip(leaves, moved, strict=True)), state, losses.detach()
+
+
+def run_steps(
+    loss: Callable[..., Tensor],
+    params: Params,
+    batches: Iterable[Sequence[Tensor | None]],
+    *,
+    lr: float,
+    step: LocalStep,
+    trainable: Collection[str],
+    extra: list[Tensor] | None = None,
+    take: Callable[..., tuple[Params, object, Tensor]] = take_step,
+) -> LocalResult:
+    """Take one step per batch: the loop inside every strategy, for one client or for a stack.
+
+    Args:
+        loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
+        params: where the steps start.
+        batches: arguments of ``loss``, step by step.
+        lr: step size α.
+        step: the rule.
+        trainable: names of the parameters that move.
+        extra: passed to the rule's ``init``.
+        take: how one step is computed; see ``take_step``.
+
+    Returns:
+        Parameters after the last step, and the mean of the losses over the steps.
+    """
+    leaves = {name: p.detach() for name, p in params.items() if name in trainable}
+    state = step.init(list(leaves.values()), extra)
+    losses = []
+    for batch in batches:
+        leaves, state, value = take(loss, step, lr, params, leaves, state, batch)
+        losses.append(value)
+    return LocalResult(params | leaves, torch.stack(losses).mean(0))
 
 
 def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
@@ -195,6 +231,10 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
         raise ValueError(
             f"Invalid params: {', '.join(wrong[:3])} missing, unknown or of another shape. "
             "Use params_of(model), the params of a result, or with_body."
+        )
+    if len(own) < len(list(model.named_parameters(remove_duplicate=False))):
+        raise ValueError(
+            "Invalid model: two of its layers share a parameter. Give each layer its own."
         )
     x = clients.inputs[:2]
     buffers = {name: value.clone() for name, value in model.named_buffers()}

@@ -15,7 +15,7 @@ from numpy.linalg import eigvalsh, lstsq, matrix_rank, norm, svd
 
 import fedlib as fl
 from fedlib import linear
-from fedlib.local import train_cohort
+from fedlib.engine import train_cohort
 
 many = settings(max_examples=200, deadline=None)
 few = settings(max_examples=20, deadline=None)

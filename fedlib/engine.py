@@ -1,0 +1,404 @@
+"""The engine: runs the local steps of a cohort, one of several ways."""
+
+__all__ = ["STRATEGIES", "Strategy", "Trained", "choose_strategy", "train_cohort"]
+
+import copy
+import os
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Real
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from fedlib._checks import check_in, check_positive_int
+from fedlib.clients import ClientData
+from fedlib.local import example_losses, run_steps, take_step, task_loss, trainable_of
+from fedlib.models import Params
+from fedlib.stacked import stacked_call
+from fedlib.steps import LocalStep, sgd
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strategy:
+    """How a cohort is run; what is computed stays the same, up to rounding.
+
+    The cohort is cut into jobs of ``chunk`` clients. Jobs run side by side in threads, and the
+    clients of a job together, as ``stack`` or ``merge`` say. How the cohort is cut does not depend
+    on the number of threads, so neither do the bits of the result.
+
+    Args:
+        stack: give the clients of a job one forward pass, each with its own parameters; without
+            it, a job is one client.
+        merge: give the clients of a job one gradient, of their batches put together. Right for
+            SGD with one local step, where all still share the server's parameters.
+        chunk: clients per job; None takes as many as fit the processor's cache, or a share of the
+            GPU's memory.
+        threads: jobs at the same time, on a CPU; None takes ``torch.get_num_threads()``. Each then
+            has one thread inside its kernels. A single job keeps them all.
+        compile: compile a step with ``torch.compile``, once for each shape; needs a C++ compiler
+            on a CPU. If compiling fails, a warning tells why, and the step runs as it is.
+        autocast: run the forward pass in this lower precision, ``torch.bfloat16`` say; parameters
+            keep theirs. None changes nothing. This does change the result.
+    """
+
+    stack: bool = False
+    merge: bool = False
+    chunk: int | None = None
+    threads: int | None = None
+    compile: bool = False
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "threads"):
+            if getattr(self, name) is not None:
+                check_positive_int(name, getattr(self, name))
+        if self.stack and self.merge:
+            raise ValueError("Invalid stack=True with merge=True. Use one of them.")
+        if self.chunk not in (None, 1) and not (self.stack or self.merge):
+            raise ValueError(
+                f"Invalid chunk={self.chunk}: a job is one client. Use stack=True or merge=True."
+            )
+
+
+STRATEGIES = {
+    "loop": Strategy(threads=1),
+    "threads": Strategy(),
+    "stacked": Strategy(stack=True),
+    "compiled": Strategy(stack=True, compile=True),
+    "merged": Strategy(merge=True),
+}
+"""Strategies by name: one client after the other; one per thread; many in one forward pass; the
+same, compiled; one gradient for all (one local step only)."""
+
+
+class Trained(NamedTuple):
+    """What a job returns: some of the cohort's clients after their local steps.
+
+    Attributes:
+        places: their places in the cohort, shape (k,).
+        params: their parameters, each with a leading axis of k clients; of one, the clients'
+            average, if the job merged them.
+        losses: mean batch losses, shape (k,), or (1,) if merged.
+        weights: their weights, float64 of shape (k,), or (1,) if merged.
+    """
+
+    places: Int[np.ndarray, " k"]
+    params: Params
+    losses: Float[Tensor, " rows"]
+    weights: Float[np.ndarray, " rows"]
+
+    def total(self) -> tuple[Params, Tensor]:
+        """Return the weighted sums of parameters and losses."""
+        share = torch.as_tensor(self.weights, device=self.losses.device)
+        sums = {name: torch.tensordot(share.to(p.dtype), p, 1) for name, p in self.params.items()}
+        return sums, torch.dot(share.to(self.losses.dtype), self.losses)
+
+
+def choose_strategy(model: nn.Module, device: torch.device) -> str:
+    """Choose the strategy that is fastest as a rule, among those that keep clients apart.
+
+    A GPU wants one large kernel rather than many small ones: stacked. So do small fully connected
+    nets on a CPU, where calling a kernel costs more than its work; but the convolutions of a stack
+    run slower there than one client's, and are run one client per thread.
+    """
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    return "threads" if convolves and device.type == "cpu" else "stacked"
+
+
+def train_cohort(
+    model: nn.Module,
+    params: Params,
+    clients: ClientData,
+    cohort: Int[np.ndarray, " m"],
+    batches: Sequence[Int[np.ndarray, "_ _"]],
+    *,
+    lr: float,
+    step: LocalStep = sgd,
+    extra: Params | None = None,
+    trainable: Collection[str] | None = None,
+    weights: Real[np.ndarray, " m"] | None = None,
+    strategy: str | Strategy = "auto",
+    then: Callable[[Trained], object] | None = None,
+) -> list:
+    """Run the local steps of every client in a cohort, all from the same parameters.
+
+    Args:
+        model: gives the architecture.
+        params: the server's parameters.
+        clients: the federation's data.
+        cohort: ids of the clients that take part.
+        batches: one array of positions, (local_steps, batch), per client of the cohort.
+        lr: step size α.
+        step: the local rule.
+        extra: for the rule's ``init``: one tensor per trainable parameter, each with a leading
+            axis of m clients.
+        trainable: names of the parameters that move; None moves those with ``requires_grad``.
+        weights: weight of each client in the average; None takes numbers of examples.
+        strategy: how to run the cohort: a name in ``STRATEGIES``, a ``Strategy``, or "auto", which
+            merges no clients.
+        then: applied to each job's result where it was computed (in its thread, so that what is
+            summed need not be kept); None keeps the result itself.
+
+    Returns:
+        What ``then`` returned, or a ``Trained``, for each job. Places are in order if all batches
+        are of one size; smaller batches come first.
+
+    Raises:
+        ValueError: if clients cannot be merged: several local steps, or another rule than SGD.
+    """
+    if weights is None:
+        weights = clients.sizes[cohort]
+    if strategy == "auto":
+        strategy = choose_strategy(model, clients.device)
+    if isinstance(strategy, str):
+        check_in("strategy", strategy, ["auto", *STRATEGIES])
+        strategy = STRATEGIES[strategy]
+    if strategy.merge and not (len(batches[0]) == 1 and step == sgd):
+        raise ValueError(
+            f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
+            f'{len(batches[0])} and {step.name}. Use "auto" or "stacked".'
+        )
+    work = partial(
+        _run_job,
+        params=params,
+        clients=clients,
+        cohort=cohort,
+        batches=batches,
+        lr=lr,
+        step=step,
+        extra=extra,
+        trainable=trainable_of(model) if trainable is None else trainable,
+        weights=np.asarray(weights, dtype=np.float64),
+        strategy=strategy,
+        then=then,
+    )
+    jobs = _cut(params, clients, batches, strategy)
+    threads = strategy.threads or torch.get_num_threads()
+    if len(jobs) == 1 or threads == 1 or clients.device.type != "cpu" or strategy.compile:
+        return [work(model, places) for places in jobs]
+    # functional_call swaps a module's parameters while it runs: each thread needs its own module.
+    mine = threading.local()
+
+    def work_in_thread(places: np.ndarray) -> object:
+        if not hasattr(mine, "model"):
+            mine.model = copy.deepcopy(model)
+        return work(mine.model, places)
+
+    return list(_pool(min(threads, len(jobs))).map(work_in_thread, jobs))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "fedlib", initializer=lambda: torch.set_num_threads(1))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child inherits no threads
+
+# What the clients of one job may hold together, in bytes. On a CPU: parameters and batches within
+# the cache of one core. On a GPU: so that a few copies, and activations, stay far below its memory.
+_ROOM = {"cpu": 2 * 2**20}
+_ROOM_ON_GPU = 2 * 2**30
+# Merged batches: examples in one forward pass.
+_EXAMPLES = {"cpu": 256}
+_EXAMPLES_ON_GPU = 2**14
+
+
+def _cut(
+    params: Params, clients: ClientData, batches: Sequence[np.ndarray], strategy: Strategy
+) -> list[np.ndarray]:
+    """Cut a cohort into jobs, each an array of places in the cohort."""
+    cohort_size, device = len(batches), clients.device.type
+    widths = np.array([rows.shape[1] for rows in batches])
+    chunk = strategy.chunk
+    if strategy.merge:
+        chunk = chunk or max(1, _EXAMPLES.get(device, _EXAMPLES_ON_GPU) // int(widths.max()))
+    elif strategy.stack:
+        per_example = clients.inputs[0].nbytes
+        held = sum(p.nbytes for p in params.values()) + per_example * int(widths.max())
+        chunk = chunk or max(1, _ROOM.get(device, _ROOM_ON_GPU) // held)
+    else:
+        chunk = 1
+    # Clients of about the same batch size together, so that little is padded.
+    order = np.argsort(widths, kind="stable")
+    return np.array_split(order, -(-cohort_size // chunk))
+
+
+def _run_job(
+    model: nn.Module,
+    places: np.ndarray,
+    *,
+    params: Params,
+    clients: ClientData,
+    cohort: np.ndarray,
+    batches: Sequence[np.ndarray],
+    lr: float,
+    step: LocalStep,
+    extra: Params | None,
+    trainable: Collection[str],
+    weights: np.ndarray,
+    strategy: Strategy,
+    then: Callable[[Trained], object] | None,
+) -> object:
+    starts = clients.starts[cohort[places]]
+    mine = [batches[i] for i in places]
+    weights = weights[places]
+    if strategy.merge:
+        rows, shares = _merge(starts, mine, weights)
+        weights = weights.sum(keepdims=True)
+    else:
+        rows, shares = _stack(starts, mine)
+    shape = rows.shape[1:] if strategy.stack else rows.shape[2:]
+    loss = partial(_stacked_loss if strategy.stack else _loss, model, strategy.autocast)
+    corrections = None
+    if extra is not None:
+        index = torch.as_tensor(places, device=clients.device)
+        corrections = [extra[name][index] for name in params if name in trainable]
+    if strategy.stack:
+        params = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
+    elif corrections is not None:
+        corrections = [c.squeeze(0) for c in corrections]
+    moved, losses = run_steps(
+        loss,
+        params,
+        _gather(clients, rows, shares, shape),
+        lr=lr,
+        step=step,
+        trainable=trainable,
+        extra=corrections,
+        take=_take_compiled if strategy.compile else take_step,
+    )
+    if not strategy.stack:
+        moved, losses = {name: p.unsqueeze(0) for name, p in moved.items()}, losses.reshape(1)
+    trained = Trained(places, moved, losses, weights)
+    return trained if then is None else then(trained)
+
+
+def _stack(
+    starts: np.ndarray, batches: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return rows of the data, (local_steps, k, b), and weights within batches, (k, b) or None.
+
+    Shorter batches are filled up with examples of weight zero.
+    """
+    widths = np.array([rows.shape[1] for rows in batches])
+    if (widths == widths[0]).all():
+        rows = np.stack(batches, axis=1)
+        return rows + starts[:, None], None
+    full = np.arange(widths.max()) < widths[:, None]
+    rows = np.zeros((len(batches[0]), *full.shape), dtype=np.int64)
+    for i, own in enumerate(batches):
+        rows[:, i, : widths[i]] = own
+    return rows + starts[:, None], full / widths[:, None]
+
+
+def _merge(
+    starts: np.ndarray, batches: Sequence[np.ndarray], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of the data, (1, 1, b), and weights that make one batch of many, (b,)."""
+    rows = np.concatenate([start + own[0] for start, own in zip(starts, batches, strict=True)])
+    widths = np.array([own.shape[1] for own in batches])
+    shares = np.repeat(weights / weights.sum() / widths, widths)
+    return rows[None, None], shares
+
+
+def _gather(
+    clients: ClientData, rows: np.ndarray, shares: np.ndarray | None, shape: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield inputs, targets and weights of each step."""
+    if shares is not None:
+        shares = torch.as_tensor(shares, dtype=clients.inputs.dtype, device=clients.device)
+    flat = rows.reshape(len(rows), -1)
+    if (flat == flat[0]).all():  # full batches: gathered once
+        parts = [_select(clients, flat[0])] * len(flat)
+    else:
+        index = torch.as_tensor(flat, device=clients.device)
+        parts = (
+            (clients.inputs.index_select(0, row), clients.targets.index_select(0, row))
+            for row in index
+        )
+    for x, y in parts:
+        yield x.unflatten(0, shape), y.unflatten(0, shape), shares
+
+
+def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    if (np.diff(rows) == 1).all():
+        whole = slice(int(rows[0]), int(rows[-1]) + 1)
+        x, y = clients.inputs[whole], clients.targets[whole]
+        # Kernels round by alignment: data that lie otherwise than in a copy are copied.
+        if x.data_ptr() % 64 == y.data_ptr() % 64 == 0:
+            return x, y
+    index = torch.as_tensor(rows, device=clients.device)
+    return clients.inputs.index_select(0, index), clients.targets.index_select(0, index)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None):
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _loss(
+    model: nn.Module,
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+) -> Tensor:
+    """Return one client's loss, or one weighted loss of merged clients; scalar."""
+    with _autocast(x.device, autocast):
+        outputs = functional_call(model, params, (x,))
+    outputs = outputs.to(x.dtype)
+    return task_loss(outputs, y) if shares is None else example_losses(outputs, y) @ shares
+
+
+def _stacked_loss(
+    model: nn.Module,
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+) -> Tensor:
+    """Return the losses of k clients, shape (k,)."""
+    with _autocast(x.device, autocast):
+        outputs = stacked_call(model, params, x)
+    losses = example_losses(outputs.to(x.dtype).flatten(0, 1), y.flatten()).view(y.shape)
+    return losses.mean(1) if shares is None else (losses * shares).sum(1)
+
+
+def _take_functional(loss, step, lr, params, leaves, state, batch):
+    """Take the step of ``take_step`` in the form that ``torch.compile`` can read."""
+
+    def objective(leaves: Params) -> tuple[Tensor, Tensor]:
+        losses = loss(params | leaves, *batch)
+        return losses.sum(), losses
+
+    grads, losses = grad(objective, has_aux=True)(leaves)
+    moved, state = step.update(list(leaves.values()), list(grads.values()), state, lr)
+    return dict(zip(leaves, moved, strict=True)), state, losses
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Params, object, Tensor]]:
+    return torch.compile(_take_functional, dynamic=False)
+
+
+def _take_compiled(*args):
+    try:
+        return _compiled()(*args)
+    except Exception as error:  # compiling goes through many layers, each with its own errors
+        warnings.warn(
+            f"torch.compile failed ({str(error).splitlines()[0]}): the step runs uncompiled. "
+            'Install a C++ compiler, or use the strategy "stacked".',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return take_step(*args)

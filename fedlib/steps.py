@@ -1,0 +1,126 @@
+"""Rules for one local step: pure functions of parameters and gradients."""
+
+__all__ = ["LocalStep", "control_variate", "momentum", "proximal", "sgd"]
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedlib._checks import check_positive
+
+Tensors = list[Tensor]
+
+
+class LocalStep(NamedTuple):
+    """An optimiser that a client starts afresh in every round, as two pure functions.
+
+    The tensors may carry a leading client axis: rules act entry by entry, and so do for one client
+    what they do for a stack of clients. New values are returned; nothing is written in place.
+
+    Attributes:
+        name: tells the rule and its constants; part of a checkpoint's identity.
+        init: ``(params, extra) -> state`` before the first step. ``extra`` is what
+            ``train_cohort`` was given for the client, one tensor per parameter, or None.
+        update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``.
+
+    Example:
+        >>> sign = LocalStep(
+        ...     "sign",
+        ...     lambda params, extra: None,
+        ...     lambda params, grads, state, lr: (
+        ...         [p - lr * g.sign() for p, g in zip(params, grads, strict=True)],
+        ...         state,
+        ...     ),
+        ... )
+        >>> sign.update([torch.zeros(2)], [torch.tensor([3.0, -5.0])], None, 0.1)
+        ([tensor([-0.1000,  0.1000])], None)
+    """
+
+    name: str
+    init: Callable[[Tensors, Tensors | None], object]
+    update: Callable[[Tensors, Tensors, object, float], tuple[Tensors, object]]
+
+
+def _descend(params: Tensors, directions: Tensors, lr: float) -> Tensors:
+    return [torch.add(p, d, alpha=-lr) for p, d in zip(params, directions, strict=True)]
+
+
+sgd = LocalStep(
+    "sgd",
+    lambda params, extra: None,
+    lambda params, grads, state, lr: (_descend(params, grads, lr), None),
+)
+r"""Stochastic gradient descent, :math:`\theta\leftarrow\theta-\alpha g`: FedAvg's own rule."""
+
+
+def momentum(beta: float = 0.9) -> LocalStep:
+    r"""Return SGD with heavy-ball momentum.
+
+    :math:`v\leftarrow\beta v+g`, then :math:`\theta\leftarrow\theta-\alpha v`. The velocity is
+    zero at the start of every round.
+
+    Args:
+        beta: share of the velocity that is kept, in [0, 1).
+
+    Returns:
+        The rule; equal to ``torch.optim.SGD(..., momentum=beta)``.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"Invalid beta={beta}: must be in [0, 1). Use 0.9, say.")
+
+    def update(params, grads, velocity, lr):
+        velocity = [torch.add(g, v, alpha=beta) for v, g in zip(velocity, grads, strict=True)]
+        return _descend(params, velocity, lr), velocity
+
+    return LocalStep(
+        f"momentum({beta})", lambda params, extra: [torch.zeros_like(p) for p in params], update
+    )
+
+
+def proximal(mu: float) -> LocalStep:
+    r"""Return SGD on the loss plus a pull towards the server.
+
+    The pull is the gradient of :math:`\frac{\mu}{2}\lVert\theta-\theta_{\text{server}}\rVert^2`.
+
+    Args:
+        mu: weight μ of the proximal term, positive.
+
+    Returns:
+        The local rule of FedProx.
+
+    Reference:
+        Li et al. (2020), Federated optimization in heterogeneous networks.
+    """
+    check_positive("mu", mu)
+
+    def update(params, grads, start, lr):
+        pulls = [g + mu * (p - p0) for p, g, p0 in zip(params, grads, start, strict=True)]
+        return _descend(params, pulls, lr), start
+
+    return LocalStep(f"proximal({mu})", lambda params, extra: params, update)
+
+
+def _correct(params: Tensors, extra: Tensors | None) -> Tensors:
+    if extra is None:
+        raise ValueError(
+            "Invalid extra=None: control_variate corrects each client's gradients. "
+            "Give train_cohort the corrections, one row per client of the cohort."
+        )
+    return extra
+
+
+control_variate = LocalStep(
+    "control_variate",
+    _correct,
+    lambda params, grads, correction, lr: (
+        _descend(params, [g + c for g, c in zip(grads, correction, strict=True)], lr),
+        correction,
+    ),
+)
+r"""SGD with a fixed correction of each client's gradients, the local rule of SCAFFOLD.
+
+:math:`\theta\leftarrow\theta-\alpha(g+c-c_i)`, where ``extra`` holds :math:`c-c_i`.
+Karimireddy et al. (2020), SCAFFOLD: stochastic controlled averaging for federated learning.
+"""
