@@ -1,9 +1,11 @@
 """A run that is made to be killed: test_checkpoint.py starts it in processes of their own."""
 
 import math
+import threading
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 import fedlib as fl
 from fedlib import checkpoint
@@ -42,5 +44,6 @@ def run(path=None, rounds=ROUNDS):
 def in_a_process(started, path, rounds):
     """Say when everything is imported, then run."""
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     started.send("here")
     run(path, rounds)

@@ -180,14 +180,20 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path, kills, r
     began = time.monotonic()
     process.join()
     length = time.monotonic() - began
-    path, rng = tmp_path / "run", np.random.default_rng(0)
-    for _ in range(kills):
+    path, temporary = tmp_path / "run", tmp_path / "run.tmp"
+    rng = np.random.default_rng(0)
+    writing = 0
+    for kill in range(kills):
         process = begin(path)
         # At random over the run: together at most its length, so that none comes too late.
         time.sleep(rng.uniform(0, length / kills))
+        while kill % 2 and process.is_alive() and not temporary.exists():
+            pass  # every second one waits for the next write to begin
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        writing += temporary.exists()
+    assert writing >= kills // 10
     process = begin(path)
     process.join()
     assert process.exitcode == 0
