@@ -12,11 +12,25 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedlib._checks import check_in, check_int, check_positive, check_positive_int
+from fedlib._checks import (
+    check_in,
+    check_int,
+    check_positive,
+    check_positive_int,
+    check_rng,
+    check_type,
+)
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
-from fedlib.local import STRATEGIES, check_model, draw_batches, train_cohort
+from fedlib.local import (
+    STRATEGIES,
+    check_clients,
+    check_model,
+    check_params,
+    draw_batches,
+    train_cohort,
+)
 from fedlib.models import Params, params_of
 
 Metrics = Callable[[Params], Mapping[str, float]]
@@ -144,8 +158,13 @@ def run_round(
         The server's new parameters, and the cohort's mean loss, weighted as the average is.
 
     Raises:
-        ValueError: if the cohort is larger than the federation.
+        TypeError: if ``rng`` is not a NumPy generator, or ``params`` not a dict.
+        ValueError: if the cohort is larger than the federation, or the parameters are not the
+            model's or not detached.
     """
+    check_rng(rng)
+    check_in("strategy", strategy, ["auto", *STRATEGIES])
+    check_params(model, params)
     _check_cohort(clients, config)
     size = config.cohort_size or clients.num_clients
     cohort = np.arange(clients.num_clients)
@@ -212,7 +231,8 @@ def run_fedavg(
         Final parameters and history.
 
     Raises:
-        TypeError: before the first round, if a count or the seed is not an integer.
+        TypeError: before the first round, if an argument is of another type; later, if ``metrics``
+            returns anything but numbers by name.
         ValueError: before the first round, if an argument, the data and the model do not fit, or
             neither the checkpoint nor the previous one is whole and of this run, or it is further
             than ``num_rounds``.
@@ -236,6 +256,13 @@ def run_fedavg(
     check_positive_int("eval_every", eval_every)
     check_int("seed", seed, minimum=0)
     check_in("strategy", strategy, ["auto", *STRATEGIES])
+    check_clients(clients)
+    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
+    if metrics is not None and not callable(metrics):
+        raise TypeError(
+            f"Invalid metrics of type {type(metrics).__name__}: not callable. "
+            "Use a function from the server's parameters to a dict of numbers by name."
+        )
     _check_cohort(clients, config)
     params = params_of(model)
     check_model(model, params, clients)
@@ -282,7 +309,7 @@ def run_fedavg(
 def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> dict[str, float]:
     measured = {} if metrics is None else metrics(params)
     try:
-        measured = {name: float(value) for name, value in measured.items()}
+        measured = {"" + name: float(value) for name, value in measured.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
             f"Invalid metrics: they returned {measured!r}. Return a dict of numbers by name."

@@ -181,10 +181,19 @@ def test_progress_bar_counts_rounds(capsys):
         (dict(cohort_size=-1), ValueError, "Invalid cohort_size=-1"),
         (dict(client_lr=0.0), ValueError, "Invalid client_lr=0.0"),
         (dict(client_lr=float("nan")), ValueError, "Invalid client_lr=nan"),
+        (dict(client_lr=float("inf")), ValueError, "Invalid client_lr=inf: .* Use a number > 0"),
+        (dict(client_lr="0.1"), TypeError, "Invalid client_lr='0.1': not a number"),
+        (dict(client_lr=None), TypeError, "Invalid client_lr=None: not a number"),
+        (dict(client_lr=True), TypeError, "Invalid client_lr=True: not a number"),
+        (dict(client_lr=torch.tensor(0.1)), TypeError, r"Invalid client_lr=tensor\(0.1000\): not"),
         (dict(server_lr=-1.0), ValueError, "Invalid server_lr=-1.0"),
+        (dict(num_rounds=2.0), TypeError, "Invalid num_rounds=2.0: not an integer"),
+        (dict(num_rounds=None), TypeError, "Invalid num_rounds=None: not an integer"),
+        (dict(local_steps="2"), TypeError, "Invalid local_steps='2': not an integer"),
+        (dict(cohort_size=0.1), TypeError, "Invalid cohort_size=0.1: not an integer"),
     ],
 )
-def test_config_refuses(change, error, message):
+def test_config_refuses(change, error, message, as_readers_run_it):
     with pytest.raises(error, match=message):
         replace(CONFIG, **change)
 
@@ -209,10 +218,71 @@ def test_config_refuses(change, error, message):
         ),
     ],
 )
-def test_a_run_is_refused_before_its_first_round(change, message):
+def test_a_run_is_refused_before_its_first_round(tmp_path, monkeypatch, change, message):
+    refused_before_work(tmp_path, monkeypatch, ValueError, message, change)
+
+
+def refused_before_work(tmp_path, monkeypatch, error, message, change):
+    def no_work(*args, **kwargs):
+        raise AssertionError("a round was run")
+
+    monkeypatch.setattr("fedlib.fedavg.run_round", no_work)
     run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
-    with pytest.raises(ValueError, match=message):
+    run |= dict(checkpoint=tmp_path / "run")
+    with pytest.raises(error, match=message):
         fl.run_fedavg(**(run | change), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def broken_mlp():
+    model = fl.MLP((1, 4, 4), 3).double()
+    nn.init.constant_(model.head.bias, torch.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(model=lambda x: x), TypeError, "Invalid model of type function: .*torch.nn.Module"),
+        (dict(model=fl.MLP), TypeError, "Invalid model of type type: not a Module"),
+        (dict(clients=[]), TypeError, "Invalid clients of type list: .* Use ClientData.from_parts"),
+        (dict(clients=federation()[0]), TypeError, "Invalid clients of type tuple"),
+        (dict(config={}), TypeError, "Invalid config of type dict: .* Use FedAvgConfig"),
+        (dict(metrics={"a": 1}), TypeError, "Invalid metrics of type dict: not callable.*function"),
+        (dict(seed=None), TypeError, "Invalid seed=None: not an integer. Use seed=0 or more"),
+        (dict(seed=0.5), TypeError, "Invalid seed=0.5: not an integer"),
+        (dict(eval_every="all"), TypeError, "Invalid eval_every='all': not an integer"),
+        (dict(model=broken_mlp()), ValueError, "Invalid params: head.bias holds NaN.*finite"),
+        (
+            dict(model=fl.MLP((1, 4, 4), 3).double().to("meta")),
+            ValueError,
+            "cannot take inputs .* on cpu .*device meta.* to one dtype and device",
+        ),
+        (
+            dict(clients=federation(dtype=torch.float16)),
+            ValueError,
+            "cannot take inputs .* dtype torch.float16.* to one dtype and device",
+        ),
+        (
+            dict(
+                model=fl.LinearNet(2, 1),
+                clients=fl.ClientData(torch.ones(3, 2), torch.ones(3).double(), np.array([1, 2])),
+                config=replace(CONFIG, cohort_size=None),
+            ),
+            ValueError,
+            "targets of type torch.float64: the model's outputs are torch.float32. .* one dtype",
+        ),
+        (
+            dict(model=fl.MLP((1, 4, 4), 3).double().requires_grad_(False)),
+            ValueError,
+            r"no parameter is trainable. Use requires_grad_\(True\)",
+        ),
+    ],
+)
+def test_a_run_without_the_right_things_is_refused_before_its_first_round(
+    tmp_path, monkeypatch, as_readers_run_it, change, error, message
+):
+    refused_before_work(tmp_path, monkeypatch, error, message, change)
 
 
 def test_real_targets_need_one_output_per_example():
@@ -278,6 +348,30 @@ def test_a_round_refuses_a_cohort_larger_than_the_federation():
         fl.run_round(model, fl.params_of(model), federation(), config, rng=rng)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(rng=0), TypeError, r"Invalid rng=0: .* Use rng=np.random.default_rng\(0\)"),
+        (dict(strategy="magic"), ValueError, "Invalid strategy='magic': not an option"),
+        (
+            dict(params=dict(fl.MLP((1, 4, 4), 3).double().named_parameters())),
+            ValueError,
+            r"Invalid params: body.1.weight requires gradients. .* detach\(\)",
+        ),
+        (
+            dict(params=fl.params_of(fl.MLP((1, 4, 4), 9).double())),
+            ValueError,
+            "Invalid params: head.weight, head.bias missing, unknown or of another shape",
+        ),
+    ],
+)
+def test_a_round_refuses(as_readers_run_it, change, error, message):
+    model = fl.MLP((1, 4, 4), 3).double()
+    round_ = dict(params=fl.params_of(model), rng=np.random.default_rng(0)) | change
+    with pytest.raises(error, match=message):
+        fl.run_round(model, clients=federation(), config=CONFIG, **round_)
+
+
 def test_metrics_keep_their_names():
     clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
     names = iter("aab")
@@ -285,6 +379,13 @@ def test_metrics_keep_their_names():
         fl.run_fedavg(
             model, clients, CONFIG, seed=0, metrics=lambda p: {next(names): 1.0}, progress=False
         )
+
+
+@pytest.mark.parametrize("returned", [0.5, None, {"a": np.ones(3)}, {"a": "b"}, {0: 1.0}])
+def test_metrics_are_numbers_by_name(as_readers_run_it, returned):
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    with pytest.raises(TypeError, match="Invalid metrics: they returned .* a dict of numbers by n"):
+        fl.run_fedavg(model, clients, CONFIG, seed=0, metrics=lambda p: returned, progress=False)
 
 
 def test_weights_of_an_average_are_checked():
