@@ -219,8 +219,8 @@ def run_fedavg(
             called in the evaluated rounds, with the same names each time.
         eval_every: evaluate after every so many rounds, and after the last. (A run that is carried
             further keeps the entry of its earlier end.)
-        checkpoint: a file that holds the run. It is written before the first round, after rounds, as
-            often as 2 % of the time allows, and when the run ends or is stopped, by Ctrl-C or an
+        checkpoint: a file that holds the run. It is written before the first round, after rounds
+            as often as 2 % of the time allows, and when the run ends or is stopped, by Ctrl-C or an
             error, with the last round that was completed; the one before stays beside it, as
             ``.previous``. If it is there already, the run goes on from it. If it is missing,
             damaged or of another run, the run goes on from the previous one, with a warning.

@@ -22,6 +22,7 @@ from fedlib import checkpoint
 from fedlib.checkpoint import RunState, load_checkpoint, run_identity, save_checkpoint
 
 CPU = torch.device("cpu")
+SUFFIXES = ("", ".previous")
 
 
 @pytest.fixture
@@ -180,26 +181,35 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path, kills, r
     began = time.monotonic()
     process.join()
     length = time.monotonic() - began
-    path, temporary = tmp_path / "run", tmp_path / "run.tmp"
-    rng = np.random.default_rng(0)
-    writing = 0
-    for kill in range(kills):
-        process = begin(path)
-        # At random over the run: together at most its length, so that none comes too late.
+    paths, rng = [tmp_path / "run0"], np.random.default_rng(0)
+    landed = writing = 0
+    while landed < kills:
+        temporary = checkpoint._beside(paths[-1], "tmp")
+        in_a_write = landed % 2  # every second kill waits for the next write to begin
+        if in_a_write:
+            temporary.unlink(missing_ok=True)
+        process = begin(paths[-1])
+        # At random over the run: together at most its length, so that few come too late.
         time.sleep(rng.uniform(0, length / kills))
-        while kill % 2 and process.is_alive() and not temporary.exists():
-            pass  # every second one waits for the next write to begin
+        while in_a_write and process.is_alive() and not temporary.exists():
+            pass
         process.kill()
         process.join()
+        if process.exitcode == 0:  # it was finished already: go on with another
+            paths.append(tmp_path / f"run{len(paths)}")
+            continue
         assert process.exitcode == -signal.SIGKILL
-        writing += temporary.exists()
+        landed += 1
+        writing += in_a_write and temporary.exists()
     assert writing >= kills // 10
-    process = begin(path)
+    process = begin(paths[-1])
     process.join()
     assert process.exitcode == 0
-    # Both are finished: what was saved is read, nothing is run.
-    assert same(long_run.run(path, rounds), long_run.run(tmp_path / "whole", rounds))
-    assert set(names(tmp_path)) == {n + s for n in ("run", "whole") for s in ("", ".previous")}
+    # All are finished: what was saved is read, nothing is run.
+    whole = long_run.run(tmp_path / "whole", rounds)
+    assert all(same(long_run.run(path, rounds), whole) for path in paths)
+    kept = {path.name + suffix for path in (tmp_path / "whole", *paths) for suffix in SUFFIXES}
+    assert set(names(tmp_path)) == kept
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint .*/run. missing:RuntimeWarning")
