@@ -1,6 +1,13 @@
 """Checks shared by the public functions: each raises one sentence with value, rule and remedy."""
 
-__all__ = ["check_in", "check_int", "check_positive", "check_positive_int", "check_rng"]
+__all__ = [
+    "check_in",
+    "check_int",
+    "check_positive",
+    "check_positive_int",
+    "check_rng",
+    "check_type",
+]
 
 import math
 from collections.abc import Iterable
@@ -58,6 +65,18 @@ def check_in(name: str, value: object, options: Iterable[object]) -> None:
     if value not in options:
         listed = " or ".join(f"{name}={option!r}" for option in options)
         raise ValueError(f"Invalid {name}={value!r}: not an option. Use {listed}.")
+
+
+def check_type(name: str, value: object, kind: type, remedy: str) -> None:
+    """Refuse a value that is not a ``kind``; ``remedy`` is the sentence that says what to do.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"Invalid {name} of type {type(value).__name__}: not a {kind.__name__}. {remedy}"
+        )
 
 
 def check_rng(rng: object) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fedlib._checks import check_rng
+from fedlib._checks import check_positive, check_rng, check_type
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,9 +29,9 @@ class ClientData:
         sizes: examples per client, integers of shape (M,), each at least 1, summing to N.
 
     Raises:
-        TypeError: if inputs or targets are not tensors, or sizes are not integers.
+        TypeError: if inputs or targets are not real tensors, or sizes are not integers.
         ValueError: if sizes do not fit, a client is empty, targets are not one per example, a
-            label is negative or a value is not finite.
+            label is negative, a value is not finite, or inputs and targets are on two devices.
 
     Example:
         >>> parts = [np.array([0, 2]), np.array([1])]
@@ -48,10 +48,10 @@ class ClientData:
 
     def __post_init__(self) -> None:
         for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
-            if not isinstance(tensor, Tensor):
+            check_type(name, tensor, Tensor, "Use ClientData.from_parts for NumPy arrays.")
+            if tensor.is_complex():
                 raise TypeError(
-                    f"Invalid {name} of type {type(tensor).__name__}: not a tensor. "
-                    "Use ClientData.from_parts for NumPy arrays."
+                    f"Invalid {name} of type {tensor.dtype}: not real. Use torch.view_as_real, say."
                 )
         object.__setattr__(self, "sizes", np.asarray(self.sizes))
         if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.kind not in "iu":
@@ -66,6 +66,13 @@ class ClientData:
                 f"Invalid targets of shape {tuple(self.targets.shape)}: must be one per example. "
                 "Use targets.squeeze() or targets.argmax(1)."
             )
+        if self.inputs.device != self.targets.device:
+            raise ValueError(
+                f"Invalid targets on {self.targets.device}: the inputs are on "
+                f"{self.inputs.device}. Bring both to one device."
+            )
+        if self.inputs.ndim == 0:
+            raise ValueError("Invalid inputs of shape (): give one row per example.")
         if not self.sizes.sum() == len(self.inputs) == len(self.targets):
             raise ValueError(
                 f"Invalid sizes: they sum to {self.sizes.sum()}, but there are {len(self.inputs)} "
@@ -105,9 +112,17 @@ class ClientData:
             The federation, client i holding ``images[parts[i]]``.
 
         Raises:
-            TypeError: if a part is not an array of integers.
-            ValueError: if a part is empty or reaches outside the data, or there are no parts.
+            TypeError: if a part is not an array of integers, or images or labels are not numbers.
+            ValueError: if a part is empty or reaches outside the data, there are no parts, or the
+                device is not there.
         """
+        images, labels = np.asarray(images), np.asarray(labels)
+        for name, values in {"images": images, "labels": labels}.items():
+            if values.dtype.kind not in "biufc":
+                raise TypeError(
+                    f"Invalid {name} of type {values.dtype}: not numbers. "
+                    "Number the classes by np.unique(names, return_inverse=True)[1]."
+                )
         if len(images) != len(labels):
             raise ValueError(
                 f"Invalid labels: {len(labels)} for {len(images)} images. Give one per image."
@@ -125,6 +140,13 @@ class ClientData:
                 f"Invalid parts: they reach from {index.min()} to {index.max()}, but there are "
                 f"{len(images)} images. Use indices from 0 to {len(images) - 1}."
             )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either
+            raise ValueError(
+                f"Invalid device={str(device)!r}: {str(error).splitlines()[0]}. "
+                "Use one that this machine has; 'cpu' is always there."
+            ) from error
         return cls(
             torch.as_tensor(images[index], device=device),
             torch.as_tensor(labels[index], device=device),
@@ -150,10 +172,13 @@ class ClientData:
         return self.num_clients
 
     def __getitem__(self, client: SupportsIndex) -> tuple[Tensor, Tensor]:
-        if not 0 <= client < self.num_clients:
-            raise IndexError(f"Invalid client={client}: clients are 0 to {self.num_clients - 1}.")
+        self._check_client(client)
         rows = slice(self.starts[client], self.starts[client] + self.sizes[client])
         return self.inputs[rows], self.targets[rows]
+
+    def _check_client(self, client: SupportsIndex) -> None:
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"Invalid client={client}: clients are 0 to {self.num_clients - 1}.")
 
     def __repr__(self) -> str:
         return (
@@ -162,7 +187,16 @@ class ClientData:
         )
 
     def select(self, ids: Sequence[int] | Int[np.ndarray, " _"]) -> "ClientData":
-        """Return the federation of these clients only, in this order."""
+        """Return the federation of these clients only, in this order.
+
+        Raises:
+            IndexError: if a client is not there.
+            ValueError: if no client is asked for.
+        """
+        if not len(ids):
+            raise ValueError("Invalid ids: none. Give one client at least.")
+        for i in ids:
+            self._check_client(i)
         return self._rows([np.arange(self.sizes[i]) for i in ids], ids)
 
     def split(
@@ -179,11 +213,12 @@ class ClientData:
             Two federations of the same M clients.
 
         Raises:
-            TypeError: if ``rng`` is not a NumPy generator.
+            TypeError: if ``rng`` is not a NumPy generator, or the fraction not a number.
             ValueError: if the fraction is not inside (0, 1) or a client has a single example.
         """
         check_rng(rng)
-        if not 0 < fraction < 1:
+        check_positive("fraction", fraction)
+        if fraction >= 1:
             raise ValueError(f"Invalid fraction={fraction}: it must lie strictly between 0 and 1.")
         if self.sizes.min() < 2:
             raise ValueError(

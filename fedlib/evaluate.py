@@ -12,9 +12,9 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlib._checks import check_in
+from fedlib._checks import check_in, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.local import check_model
+from fedlib.local import check_clients, check_model
 from fedlib.models import Params
 
 
@@ -40,6 +40,7 @@ def evaluate(
         One number per client, float64 of shape (M,).
 
     Raises:
+        TypeError: if an argument is of another type.
         ValueError: if there is not one set of parameters per client, they or the data do not fit
             the model, or accuracy is asked for real targets.
 
@@ -49,13 +50,16 @@ def evaluate(
         array([1., 0.])
     """
     check_in("metric", metric, ["accuracy", "loss"])
+    check_positive_int("chunk", chunk)
+    check_clients(clients)
     if metric == "accuracy" and clients.targets.is_floating_point():
         raise ValueError('Invalid metric="accuracy": the targets are real. Use metric="loss".')
     if isinstance(params, dict):
         check_model(model, params, clients)
         each = _scores(model, params, clients.inputs, clients.targets, metric, chunk)
         return np.add.reduceat(each, clients.starts) / clients.sizes
-    if len(params) != clients.num_clients or not all(isinstance(p, dict) for p in params):
+    each_its_own = isinstance(params, Sequence) and all(isinstance(p, dict) for p in params)
+    if not each_its_own or len(params) != clients.num_clients:
         raise ValueError(
             f"Invalid params: not one dict for each of {clients.num_clients} clients. Give what "
             "fine_tune returns, or a single dict for all, such as result.params."

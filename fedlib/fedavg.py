@@ -12,12 +12,19 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from fedlib._checks import check_in, check_int, check_positive, check_positive_int
+from fedlib._checks import (
+    check_in,
+    check_int,
+    check_positive,
+    check_positive_int,
+    check_rng,
+    check_type,
+)
 from fedlib.aggregate import server_step
-from fedlib.checkpoint import load_checkpoint, run_identity, save_checkpoint
+from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
-from fedlib.local import check_model, draw_batches
+from fedlib.local import check_clients, check_model, check_params, draw_batches
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, sgd
 
@@ -148,8 +155,12 @@ def run_round(
         The server's new parameters, and the cohort's mean loss, weighted as the average is.
 
     Raises:
-        ValueError: if the cohort is larger than the federation.
+        TypeError: if ``rng`` is not a NumPy generator, or ``params`` not a dict.
+        ValueError: if the cohort is larger than the federation, or the parameters are not the
+            model's or not detached.
     """
+    check_rng(rng)
+    check_params(model, params)
     _check_cohort(clients, config)
     size = config.cohort_size or clients.num_clients
     cohort = np.arange(clients.num_clients)
@@ -203,7 +214,8 @@ def run_fedavg(
 
     The model itself is not changed. Round t draws its cohort and batches from a generator keyed by
     (seed, t) alone: the same seed gives the same result, and a resumed run the result of one that
-    was never stopped.
+    was never stopped, to the last bit on the same machine with as many threads
+    (``OMP_NUM_THREADS``), and up to rounding elsewhere.
 
     Args:
         model: any module that is a pure function of its parameters (no dropout, no batch
@@ -216,8 +228,11 @@ def run_fedavg(
             called in the evaluated rounds, with the same names each time.
         eval_every: evaluate after every so many rounds, and after the last. (A run that is carried
             further keeps the entry of its earlier end.)
-        checkpoint: a file written in every evaluated round; if it is there already and belongs to
-            this run, the run goes on from it.
+        checkpoint: a file that holds the run. It is written before the first round, after rounds
+            as often as 2 % of the time allows, and when the run ends or is stopped, by Ctrl-C or an
+            error, with the last round that was completed; the one before stays beside it, as
+            ``.previous``. If it is there already, the run goes on from it. If it is missing,
+            damaged or of another run, the run goes on from the previous one, with a warning.
         progress: show a progress bar.
         step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``, or your own.
         strategy: how a cohort is run: a name in ``fedlib.engine.STRATEGIES`` or a ``Strategy``;
@@ -227,10 +242,13 @@ def run_fedavg(
         Final parameters and history.
 
     Raises:
-        TypeError: before the first round, if a count or the seed is not an integer.
+        TypeError: before the first round, if an argument is of another type; later, if ``metrics``
+            returns anything but numbers by name.
         ValueError: before the first round, if an argument, the data and the model do not fit, or
-            the checkpoint is damaged, belongs to another run or is further than ``num_rounds``.
-        OSError: before the first round, if the checkpoint cannot be written.
+            neither the checkpoint nor the previous one is whole and of this run, or it is further
+            than ``num_rounds``.
+        OSError: if the checkpoint cannot be written, which shows before the first round, or when
+            the disk is full; what was written before is intact.
         FloatingPointError: if the loss or the parameters stop being finite.
 
     Example:
@@ -249,54 +267,74 @@ def run_fedavg(
     """
     check_positive_int("eval_every", eval_every)
     check_int("seed", seed, minimum=0)
+    check_type("step", step, LocalStep, "Use sgd, momentum(0.9), proximal(0.1) or a LocalStep.")
     if not isinstance(strategy, Strategy):
         check_in("strategy", strategy, ["auto", *STRATEGIES])
+    check_clients(clients)
+    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
+    if metrics is not None and not callable(metrics):
+        raise TypeError(
+            f"Invalid metrics of type {type(metrics).__name__}: not callable. "
+            "Use a function from the server's parameters to a dict of numbers by name."
+        )
     _check_cohort(clients, config)
     params = params_of(model)
     check_model(model, params, clients)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
-    entries, first = [], 0
+    state = RunState(0, params, [])
     if checkpoint is not None:
-        checkpoint = Path(checkpoint)
-        identity = run_identity(asdict(config) | {"step": step.name}, int(seed), model, clients)
-        if checkpoint.exists():
-            params, entries = load_checkpoint(checkpoint, identity, device=clients.device)
-            # Loaded tensors lie anywhere in memory; kernels round by alignment, so that a resumed
-            # run has the same bits only from tensors that torch has placed itself.
-            params = {name: p.clone() for name, p in params.items()}
-            first = entries[-1]["round_num"] if entries else 0
-            if first > config.num_rounds:
-                raise ValueError(
-                    f"Invalid num_rounds={config.num_rounds}: checkpoint {checkpoint} is at round "
-                    f"{first}. Use num_rounds >= {first}, or another path."
-                )
-        else:  # shows before the first round that it can be written
-            save_checkpoint(checkpoint, identity, params, entries)
-
-    rounds = range(first, config.num_rounds)
-    for t in tqdm(rounds, desc="rounds", disable=not progress):
-        rng = np.random.default_rng([seed, t])
-        params, loss = run_round(
-            model, params, clients, config, rng=rng, step=step, strategy=strategy
-        )
-        if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in params.values()):
-            raise FloatingPointError(
-                f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
-                f"Use a client_lr smaller than {config.client_lr}."
+        identity = run_identity(asdict(config), int(seed), model, clients, step=step.name)
+        checkpoint = Checkpoint(checkpoint, identity)
+        state = checkpoint.load(device=clients.device) or state
+        first, ends = state.round_num, [entry["round_num"] for entry in state.entries]
+        least = first if first in ends else first + 1
+        if config.num_rounds < least:
+            raise ValueError(
+                f"Invalid num_rounds={config.num_rounds}: checkpoint {checkpoint.path} is at round "
+                f"{first}. Use num_rounds >= {least}, or another path."
             )
-        if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-            measured = {} if metrics is None else metrics(params)
-            measured = {name: float(value) for name, value in measured.items()}
-            if entries and entries[-1]["metrics"].keys() != measured.keys():
-                raise ValueError(
-                    f"Invalid metrics: {sorted(measured)} now, {sorted(entries[-1]['metrics'])} "
-                    "before. Return the same names in every round, and after resuming."
+        if first < config.num_rounds:  # shows before the first round that it can be written
+            checkpoint.save(state)
+
+    try:
+        rounds = range(state.round_num, config.num_rounds)
+        for t in tqdm(rounds, desc="rounds", disable=not progress):
+            rng, entries = np.random.default_rng([seed, t]), state.entries
+            params, loss = run_round(
+                model, state.params, clients, config, rng=rng, step=step, strategy=strategy
+            )
+            if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in params.values()):
+                raise FloatingPointError(
+                    f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
+                    f"Use a client_lr smaller than {config.client_lr}."
                 )
-            entries.append({"round_num": t + 1, "loss": loss, "metrics": measured})
+            if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
+                measured = _measure(metrics, params, entries)
+                entries = [*entries, {"round_num": t + 1, "loss": loss, "metrics": measured}]
+            state = RunState(t + 1, params, entries)  # at once: an interrupt finds a whole state
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, params, entries)
-    return FedAvgResult(params, History.of(entries))
+                checkpoint.save_if_due(state)
+    finally:
+        if checkpoint is not None and checkpoint.saved < state.round_num:
+            checkpoint.save(state)
+    return FedAvgResult(state.params, History.of(state.entries))
+
+
+def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> dict[str, float]:
+    measured = {} if metrics is None else metrics(params)
+    try:
+        measured = {"" + name: float(value) for name, value in measured.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"Invalid metrics: they returned {measured!r}. Return a dict of numbers by name."
+        ) from error
+    if entries and entries[-1]["metrics"].keys() != measured.keys():
+        raise ValueError(
+            f"Invalid metrics: {sorted(measured)} now, {sorted(entries[-1]['metrics'])} "
+            "before. Return the same names in every round, and after resuming."
+        )
+    return measured
 
 
 def _check_cohort(clients: ClientData, config: FedAvgConfig) -> None:

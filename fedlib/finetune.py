@@ -43,6 +43,7 @@ def fine_tune(
         One set of parameters per client; tensors that do not move are shared with ``params``.
 
     Raises:
+        TypeError: if an argument is of another type.
         ValueError: if an argument is out of range, the model does not fit, or lacks the part.
         FloatingPointError: if a client's parameters stop being finite.
 

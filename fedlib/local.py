@@ -2,7 +2,9 @@
 
 __all__ = [
     "LocalResult",
+    "check_clients",
     "check_model",
+    "check_params",
     "draw_batches",
     "example_losses",
     "local_sgd",
@@ -21,6 +23,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedlib._checks import check_type
 from fedlib.clients import ClientData
 from fedlib.models import Params
 from fedlib.steps import LocalStep, sgd
@@ -217,14 +220,24 @@ def run_steps(
     return LocalResult(params | leaves, torch.stack(losses).mean(0))
 
 
-def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
-    """Refuse parameters or data that do not fit a model, or a model that is not a pure function.
+def check_clients(clients: ClientData) -> None:
+    """Refuse what is not a federation.
 
     Raises:
-        ValueError: if names or shapes of parameters differ from the model's, none is trainable,
-            calling the model fails, changes its buffers or draws random numbers, or its outputs do
-            not fit the targets.
+        TypeError: if it is something else.
     """
+    check_type("clients", clients, ClientData, "Use ClientData.from_parts(images, labels, parts).")
+
+
+def check_params(model: nn.Module, params: Params) -> None:
+    """Refuse parameters that are not the model's, or not detached.
+
+    Raises:
+        TypeError: if ``model`` is not a module, or ``params`` not a dict.
+        ValueError: if names or shapes differ from the model's, or a tensor requires gradients.
+    """
+    check_type("model", model, nn.Module, "Use a torch.nn.Module, such as MLP((1, 8, 8), 10).")
+    check_type("params", params, dict, "Use params_of(model), or the params of a result.")
     own = {name: p.shape for name, p in model.named_parameters()}
     if {name: p.shape for name, p in params.items()} != own:
         wrong = sorted(set(own) ^ set(params)) or [n for n in own if own[n] != params[n].shape]
@@ -232,7 +245,24 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
             f"Invalid params: {', '.join(wrong[:3])} missing, unknown or of another shape. "
             "Use params_of(model), the params of a result, or with_body."
         )
-    if len(own) < len(list(model.named_parameters(remove_duplicate=False))):
+    attached = [name for name, p in params.items() if p.requires_grad]
+    if attached:
+        raise ValueError(
+            f"Invalid params: {attached[0]} requires gradients. Use params_of(model), or detach()."
+        )
+
+
+def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
+    """Refuse parameters or data that do not fit a model, or a model that is not a pure function.
+
+    Raises:
+        TypeError: as ``check_params`` and ``check_clients``.
+        ValueError: as ``check_params``; and if a parameter is not finite, calling the model fails,
+            changes its buffers or draws random numbers, or its outputs do not fit the targets.
+    """
+    check_params(model, params)
+    check_clients(clients)
+    if len(params) < len(list(model.named_parameters(remove_duplicate=False))):
         raise ValueError(
             "Invalid model: two of its layers share a parameter. Give each layer its own."
         )
@@ -248,6 +278,12 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
             f"{x.device} ({str(error).splitlines()[0]}). Build the model for this shape, and bring "
             "both to one dtype and device."
         ) from error
+    broken = [name for name, p in params.items() if not bool(p.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"Invalid params: {broken[0]} holds NaN or infinity. Start from finite numbers; if "
+            "they come from a run, use a smaller step size there."
+        )
     if not torch.equal(generator, torch.random.get_rng_state()):
         torch.random.set_rng_state(generator)
         raise ValueError(
@@ -266,6 +302,11 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
             raise ValueError(
                 f"Invalid model: {found}, but real targets need one number per example, shape "
                 f"({len(x)},). Squeeze the last dimension, as LinearNet does."
+            )
+        if outputs.dtype != clients.targets.dtype:
+            raise ValueError(
+                f"Invalid targets of type {clients.targets.dtype}: the model's outputs are "
+                f"{outputs.dtype}. Bring both to one dtype."
             )
         return
     needed = int(clients.targets.max()) + 1

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedlib._checks import check_positive_int, check_type
+
 Params = dict[str, Tensor]
 """A model's parameters by name, as ``Module.named_parameters`` names them."""
 
@@ -55,7 +57,9 @@ class LinearNet(BodyHead):
     """
 
     def __init__(self, d: int, k: int, *, seed: int = 0) -> None:
-        if not 1 <= k <= d:
+        check_positive_int("d", d)
+        check_positive_int("k", k)
+        if k > d:
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
         with _seeded(seed):
             super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
@@ -89,6 +93,8 @@ class MLP(BodyHead):
         hidden: Sequence[int] = (64,),
         seed: int = 0,
     ) -> None:
+        _check_shape(image_shape)
+        check_positive_int("num_classes", num_classes)
         widths = [math.prod(image_shape), *hidden]
         with _seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
@@ -123,6 +129,13 @@ class CNN(BodyHead):
         num_features: int = 64,
         seed: int = 0,
     ) -> None:
+        _check_shape(image_shape)
+        check_positive_int("num_classes", num_classes)
+        if len(image_shape) != 3:
+            raise ValueError(
+                f"Invalid image_shape={tuple(image_shape)}: not channels, height and width. "
+                "Use (1, height, width) for grey images."
+            )
         channels, height, breadth = image_shape
         if min(height, breadth) < 4:
             raise ValueError(
@@ -145,13 +158,26 @@ class CNN(BodyHead):
             super().__init__(body, nn.Linear(num_features, num_classes))
 
 
+def _check_shape(image_shape: Sequence[int]) -> None:
+    if not isinstance(image_shape, Sequence):
+        raise TypeError(
+            f"Invalid image_shape={image_shape!r}: not a sequence. Use a tuple such as (1, 8, 8)."
+        )
+    for size in image_shape:
+        check_positive_int("image_shape's size", size)
+
+
 def params_of(model: nn.Module) -> Params:
     """Return a copy of the model's parameters, detached.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
 
     Example:
         >>> sorted(params_of(LinearNet(5, 2)))
         ['body.weight', 'head.weight']
     """
+    check_type("model", model, nn.Module, "Use a torch.nn.Module, such as MLP((1, 8, 8), 10).")
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 

@@ -139,6 +139,14 @@ def test_stored_choice_is_the_best_on_validation_clients(stored):
             assert puzzle.choose(mine) == stored["chosen"][regime][method]
 
 
+def test_if_every_run_diverged_none_is_chosen():
+    result = {part: {"0.1": None} for part in puzzle.PARTS}
+    with pytest.raises(
+        ValueError, match=r'client_lr \(0.2, 0.5\) .*"head" diverged.* smaller step'
+    ):
+        puzzle.choose([({"client_lr": lr}, result) for lr in (0.5, 0.2)])
+
+
 def test_every_seed_is_stored_once_and_none_was_tuned_on(stored):
     for regime in puzzle.REGIMES:
         for method in puzzle.GRID:

@@ -76,6 +76,9 @@ def test_split_refuses_single_examples_and_fractions_outside():
 def test_a_client_that_is_not_there():
     with pytest.raises(IndexError, match="Invalid client=2: clients are 0 to 1"):
         fl.ClientData(torch.ones(3), LABELS, np.array([2, 1]))[2]
+    for ids, error in {(0, 2): IndexError, (-1,): IndexError, (): ValueError}.items():
+        with pytest.raises(error, match="Invalid client=.*: clients are 0 to 1|Invalid ids: none"):
+            fl.ClientData(torch.ones(3), LABELS, np.array([2, 1])).select(ids)
 
 
 def test_types_are_refused_with_a_remedy(as_readers_run_it):
@@ -85,6 +88,20 @@ def test_types_are_refused_with_a_remedy(as_readers_run_it):
         fl.ClientData(torch.ones(3), LABELS[:, None], np.array([3]))
     with pytest.raises(TypeError, match="Invalid sizes"):
         fl.ClientData(torch.ones(3), LABELS, [])
+    with pytest.raises(TypeError, match="Invalid sizes: not a list of integers"):
+        fl.ClientData(torch.ones(3), LABELS, [3.0])
+    with pytest.raises(TypeError, match="Invalid inputs of type torch.complex64: not real"):
+        fl.ClientData(torch.ones(3) * 1j, LABELS, [3])
+    with pytest.raises(ValueError, match=r"Invalid inputs of shape \(\): give one row"):
+        fl.ClientData(torch.tensor(1.0), LABELS, [3])
+    with pytest.raises(ValueError, match="targets on meta: the inputs are on cpu. .* one device"):
+        fl.ClientData(torch.ones(3), LABELS.to("meta"), [3])
+    with pytest.raises(TypeError, match="Invalid labels of type <U1: not numbers. Number the cl"):
+        fl.ClientData.from_parts(np.ones(3), np.array(list("abc")), [np.arange(3)])
+    with pytest.raises(ValueError, match="Invalid device='gpu': .* 'cpu' is always there"):
+        fl.ClientData.from_parts(np.ones(3), np.zeros(3, int), [np.arange(3)], device="gpu")
+    with pytest.raises(TypeError, match="Invalid fraction='half': not a number"):
+        fl.ClientData(torch.ones(3), LABELS, [3]).split("half", rng=np.random.default_rng(0))
     with pytest.raises(TypeError, match=r"Invalid parts of type bool.*np.flatnonzero"):
         fl.ClientData.from_parts(np.ones((3, 1)), np.zeros(3, int), [np.ones(3, bool)])
     with pytest.raises(ValueError, match="Invalid parts: none"):

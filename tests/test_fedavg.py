@@ -169,96 +169,6 @@ def test_progress_bar_counts_rounds(capsys):
     assert "4/4" in capsys.readouterr().err
 
 
-# --- Checkpoints ------------------------------------------------------------------------------
-
-
-def test_a_resumed_run_is_bit_identical(tmp_path):
-    clients, model = federation(dtype=torch.float32), fl.CNN((1, 4, 4), 3)
-    whole = fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False)
-
-    class Stop(Exception):
-        pass
-
-    calls = []
-
-    def stop_in_round_3(params):
-        calls.append(1)
-        if len(calls) == 3:
-            raise Stop
-        return {}
-
-    path = tmp_path / "new" / "run.safetensors"
-    with pytest.raises(Stop):
-        fl.run_fedavg(
-            model, clients, CONFIG, seed=0, metrics=stop_in_round_3, checkpoint=path, progress=False
-        )
-    resumed = fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
-    assert distance(whole.params, resumed.params) == 0
-    assert whole.history.loss.tolist() == resumed.history.loss.tolist()
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file stays
-
-
-def test_a_finished_run_can_be_carried_further(tmp_path):
-    clients, model, path = federation(), fl.MLP((1, 4, 4), 3).double(), tmp_path / "run"
-    short = replace(CONFIG, num_rounds=2)
-    fl.run_fedavg(model, clients, short, seed=0, checkpoint=path, progress=False)
-    longer = fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
-    whole = fl.run_fedavg(model, clients, CONFIG, seed=0, progress=False)
-    assert distance(longer.params, whole.params) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(config=replace(CONFIG, client_lr=0.2)), r"client_lr=0.1 there, 0.2 here"),
-        (dict(seed=1), r"seed=0 there, 1 here"),
-        (dict(model=fl.MLP((1, 4, 4), 3, seed=9).double()), r"another run \(start="),
-        (dict(clients=federation(seed=4)), r"another run \(data="),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
-    run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
-    path = tmp_path / "run.safetensors"
-    fl.run_fedavg(**run, checkpoint=path, progress=False)
-    with pytest.raises(ValueError, match=message):
-        fl.run_fedavg(**(run | change), checkpoint=path, progress=False)
-
-
-def test_a_checkpoint_further_than_the_run_is_refused(tmp_path):
-    run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), seed=0, progress=False)
-    fl.run_fedavg(config=CONFIG, checkpoint=tmp_path / "run", **run)
-    with pytest.raises(ValueError, match="Invalid num_rounds=2: checkpoint .* is at round 4"):
-        fl.run_fedavg(config=replace(CONFIG, num_rounds=2), checkpoint=tmp_path / "run", **run)
-
-
-def test_an_unwritable_checkpoint_is_refused_before_the_first_round(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-
-    def metrics(params):
-        raise AssertionError("a round was run")
-
-    with pytest.raises(OSError, match="Cannot write checkpoint .* writable folder"):
-        fl.run_fedavg(
-            fl.MLP((1, 4, 4), 3).double(),
-            federation(),
-            CONFIG,
-            seed=0,
-            metrics=metrics,
-            checkpoint=tmp_path / "file" / "run",
-        )
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", None])
-def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
-    model, clients, path = fl.MLP((1, 4, 4), 3).double(), federation(), tmp_path / "run"
-    fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
-    path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    damaged = path.read_bytes()
-    with pytest.raises(ValueError, match="not a readable file.*delete the file"):
-        fl.run_fedavg(model, clients, CONFIG, seed=0, checkpoint=path, progress=False)
-    assert path.read_bytes() == damaged
-
-
 # --- Bad input --------------------------------------------------------------------------------
 
 
@@ -270,10 +180,19 @@ def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, content):
         (dict(cohort_size=-1), ValueError, "Invalid cohort_size=-1"),
         (dict(client_lr=0.0), ValueError, "Invalid client_lr=0.0"),
         (dict(client_lr=float("nan")), ValueError, "Invalid client_lr=nan"),
+        (dict(client_lr=float("inf")), ValueError, "Invalid client_lr=inf: .* Use a number > 0"),
+        (dict(client_lr="0.1"), TypeError, "Invalid client_lr='0.1': not a number"),
+        (dict(client_lr=None), TypeError, "Invalid client_lr=None: not a number"),
+        (dict(client_lr=True), TypeError, "Invalid client_lr=True: not a number"),
+        (dict(client_lr=torch.tensor(0.1)), TypeError, r"Invalid client_lr=tensor\(0.1000\): not"),
         (dict(server_lr=-1.0), ValueError, "Invalid server_lr=-1.0"),
+        (dict(num_rounds=2.0), TypeError, "Invalid num_rounds=2.0: not an integer"),
+        (dict(num_rounds=None), TypeError, "Invalid num_rounds=None: not an integer"),
+        (dict(local_steps="2"), TypeError, "Invalid local_steps='2': not an integer"),
+        (dict(cohort_size=0.1), TypeError, "Invalid cohort_size=0.1: not an integer"),
     ],
 )
-def test_config_refuses(change, error, message):
+def test_config_refuses(change, error, message, as_readers_run_it):
     with pytest.raises(error, match=message):
         replace(CONFIG, **change)
 
@@ -302,10 +221,71 @@ def test_config_refuses(change, error, message):
         ),
     ],
 )
-def test_a_run_is_refused_before_its_first_round(change, message):
+def test_a_run_is_refused_before_its_first_round(tmp_path, monkeypatch, change, message):
+    refused_before_work(tmp_path, monkeypatch, ValueError, message, change)
+
+
+def refused_before_work(tmp_path, monkeypatch, error, message, change):
+    def no_work(*args, **kwargs):
+        raise AssertionError("a round was run")
+
+    monkeypatch.setattr("fedlib.fedavg.run_round", no_work)
     run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
-    with pytest.raises(ValueError, match=message):
+    run |= dict(checkpoint=tmp_path / "run")
+    with pytest.raises(error, match=message):
         fl.run_fedavg(**(run | change), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def broken_mlp():
+    model = fl.MLP((1, 4, 4), 3).double()
+    nn.init.constant_(model.head.bias, torch.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(model=lambda x: x), TypeError, "Invalid model of type function: .*torch.nn.Module"),
+        (dict(model=fl.MLP), TypeError, "Invalid model of type type: not a Module"),
+        (dict(clients=[]), TypeError, "Invalid clients of type list: .* Use ClientData.from_parts"),
+        (dict(clients=federation()[0]), TypeError, "Invalid clients of type tuple"),
+        (dict(config={}), TypeError, "Invalid config of type dict: .* Use FedAvgConfig"),
+        (dict(metrics={"a": 1}), TypeError, "Invalid metrics of type dict: not callable.*function"),
+        (dict(seed=None), TypeError, "Invalid seed=None: not an integer. Use seed=0 or more"),
+        (dict(seed=0.5), TypeError, "Invalid seed=0.5: not an integer"),
+        (dict(eval_every="all"), TypeError, "Invalid eval_every='all': not an integer"),
+        (dict(model=broken_mlp()), ValueError, "Invalid params: head.bias holds NaN.*finite"),
+        (
+            dict(model=fl.MLP((1, 4, 4), 3).double().to("meta")),
+            ValueError,
+            "cannot take inputs .* on cpu .*device meta.* to one dtype and device",
+        ),
+        (
+            dict(clients=federation(dtype=torch.float16)),
+            ValueError,
+            "cannot take inputs .* dtype torch.float16.* to one dtype and device",
+        ),
+        (
+            dict(
+                model=fl.LinearNet(2, 1),
+                clients=fl.ClientData(torch.ones(3, 2), torch.ones(3).double(), np.array([1, 2])),
+                config=replace(CONFIG, cohort_size=None),
+            ),
+            ValueError,
+            "targets of type torch.float64: the model's outputs are torch.float32. .* one dtype",
+        ),
+        (
+            dict(model=fl.MLP((1, 4, 4), 3).double().requires_grad_(False)),
+            ValueError,
+            r"no parameter is trainable. Use requires_grad_\(True\)",
+        ),
+    ],
+)
+def test_a_run_without_the_right_things_is_refused_before_its_first_round(
+    tmp_path, monkeypatch, as_readers_run_it, change, error, message
+):
+    refused_before_work(tmp_path, monkeypatch, error, message, change)
 
 
 def test_real_targets_need_one_output_per_example():
@@ -371,6 +351,30 @@ def test_a_round_refuses_a_cohort_larger_than_the_federation():
         fl.run_round(model, fl.params_of(model), federation(), config, rng=rng)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(rng=0), TypeError, r"Invalid rng=0: .* Use rng=np.random.default_rng\(0\)"),
+        (dict(strategy="magic"), ValueError, "Invalid strategy='magic': not an option"),
+        (
+            dict(params=dict(fl.MLP((1, 4, 4), 3).double().named_parameters())),
+            ValueError,
+            r"Invalid params: body.1.weight requires gradients. .* detach\(\)",
+        ),
+        (
+            dict(params=fl.params_of(fl.MLP((1, 4, 4), 9).double())),
+            ValueError,
+            "Invalid params: head.weight, head.bias missing, unknown or of another shape",
+        ),
+    ],
+)
+def test_a_round_refuses(as_readers_run_it, change, error, message):
+    model = fl.MLP((1, 4, 4), 3).double()
+    round_ = dict(params=fl.params_of(model), rng=np.random.default_rng(0)) | change
+    with pytest.raises(error, match=message):
+        fl.run_round(model, clients=federation(), config=CONFIG, **round_)
+
+
 def test_metrics_keep_their_names():
     clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
     names = iter("aab")
@@ -378,6 +382,13 @@ def test_metrics_keep_their_names():
         fl.run_fedavg(
             model, clients, CONFIG, seed=0, metrics=lambda p: {next(names): 1.0}, progress=False
         )
+
+
+@pytest.mark.parametrize("returned", [0.5, None, {"a": np.ones(3)}, {"a": "b"}, {0: 1.0}])
+def test_metrics_are_numbers_by_name(as_readers_run_it, returned):
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    with pytest.raises(TypeError, match="Invalid metrics: they returned .* a dict of numbers by n"):
+        fl.run_fedavg(model, clients, CONFIG, seed=0, metrics=lambda p: returned, progress=False)
 
 
 def test_weights_of_an_average_are_checked():

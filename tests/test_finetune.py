@@ -71,6 +71,38 @@ def test_fine_tune_refuses(change, error, message):
         fl.fine_tune(model, fl.params_of(model), federation(), **arguments)
 
 
+BROKEN = {"head.bias": torch.full((3,), torch.nan, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(params=3), (TypeError, ValueError), "Invalid params"),
+        (
+            dict(params=BROKEN),
+            ValueError,
+            "Invalid params: head.bias holds NaN or inf.* smaller st",
+        ),
+        (dict(params="attached"), ValueError, "Invalid params: body.1.weight requires gradients"),
+        (dict(clients=[]), TypeError, "Invalid clients of type list"),
+        (dict(model=len), TypeError, "Invalid model of type builtin_function_or_method"),
+    ],
+)
+@pytest.mark.parametrize("call", [fl.evaluate, fl.fine_tune])
+def test_what_is_not_a_model_its_parameters_or_clients_is_refused(
+    as_readers_run_it, call, change, error, message
+):
+    model = fl.MLP((1, 4, 4), 3).double()
+    given = dict(model=model, params=fl.params_of(model), clients=federation())
+    if change.get("params") is BROKEN:
+        change = dict(params=given["params"] | BROKEN)
+    elif change.get("params") == "attached":
+        change = dict(params=dict(model.named_parameters()))
+    tune = dict(steps=1, lr=0.1, batch_size=None, seed=0) if call is fl.fine_tune else {}
+    with pytest.raises(error, match=message):
+        call(**(given | change), **tune)
+
+
 def test_a_part_that_the_model_lacks_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
     with pytest.raises(ValueError, match='no parameter named "head'):
@@ -106,6 +138,8 @@ def test_evaluate_refuses():
         fl.evaluate(model, [fl.params_of(model)], clients)
     with pytest.raises(ValueError, match="Invalid metric"):
         fl.evaluate(model, fl.params_of(model), clients, metric="beauty")
+    with pytest.raises(ValueError, match="Invalid chunk=0"):
+        fl.evaluate(model, fl.params_of(model), clients, chunk=0)
     real = fl.ClientData(torch.ones(2, 3), torch.ones(2), np.array([2]))
     with pytest.raises(ValueError, match='Use metric="loss"'):
         fl.evaluate(fl.LinearNet(3, 1), fl.params_of(fl.LinearNet(3, 1)), real)
@@ -141,7 +175,17 @@ def test_with_body_takes_the_body_and_keeps_the_head():
         fl.with_body(nn.Linear(2, 2), {})
 
 
-def test_models_refuse_shapes_and_start_from_their_seed():
+def test_models_refuse_shapes_and_start_from_their_seed(as_readers_run_it):
+    with pytest.raises(ValueError, match=r"\(8, 8\): not channels, height and width. Use \(1, h"):
+        fl.CNN((8, 8), 2)
+    with pytest.raises(TypeError, match="Invalid image_shape=64: not a sequence. Use a tuple"):
+        fl.MLP(64, 2)
+    with pytest.raises(ValueError, match="Invalid image_shape's size=0"):
+        fl.MLP((1, 0), 2)
+    with pytest.raises(ValueError, match="Invalid num_classes=0"):
+        fl.MLP((1, 8, 8), 0)
+    with pytest.raises(TypeError, match="Invalid d=5.0: not an integer"):
+        fl.LinearNet(5.0, 2)
     with pytest.raises(ValueError, match="Invalid k=3: the body has d=2"):
         fl.LinearNet(2, 3)
     with pytest.raises(ValueError, match="at least 4x4 pixels. Use MLP"):

@@ -351,6 +351,19 @@ def test_rounds_needed_fall_with_the_distance_asked_for():
     assert (np.diff(promise.bound(np.arange(100))) < 0).all()
 
 
+def test_a_step_too_large_is_promised_nothing():
+    tasks = linear.LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
+    for lr in (0.1, 1.0, 3.0, 30.0):
+        B0 = np.array([[0.8], [0.6], [0.0]]) / np.sqrt(lr)
+        promise = linear.guarantee(tasks, B0, local_steps=9, lr=lr)
+        factors = 1 - promise.rate, promise.contraction(promise.D0)
+        assert promise.holds <= (min(factors) > 0)
+        bounds = promise.bound(np.arange(50))
+        assert (bounds >= 0).all()
+        assert np.isinf(bounds).all() == (max(factors) < 0)
+        assert promise.bound(3) == bounds[3]
+
+
 # --- What is refused ----------------------------------------------------------------------------
 
 GOOD = np.array([[1.0, 0.0], [0.0, 1.0]])

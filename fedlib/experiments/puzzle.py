@@ -140,7 +140,11 @@ def _finite(function, *args, **kwargs) -> float | None:
 
 
 def choose(results: list[tuple[dict, dict]]) -> dict:
-    """Return, for each part, the pair of step sizes with the best mean over the tuning seeds."""
+    """Return, for each part, the pair of step sizes with the best mean over the tuning seeds.
+
+    Raises:
+        ValueError: if every pair diverged for one seed at least.
+    """
     chosen = {}
     for part in PARTS:
         means = {}
@@ -148,6 +152,13 @@ def choose(results: list[tuple[dict, dict]]) -> dict:
             for lr, accuracy in result[part].items():
                 means.setdefault((unit["client_lr"], float(lr)), []).append(accuracy)
         finite = {pair: float(np.mean(a)) for pair, a in means.items() if None not in a}
+        if not finite:
+            tried = sorted({str(client_lr) for client_lr, _ in means})
+            raise ValueError(
+                f"Invalid results: with every client_lr ({', '.join(tried)}) training or "
+                f'fine-tuning of "{part}" diverged for some seed. Add smaller step sizes to GRID '
+                "or FINE_TUNING_LRS."
+            )
         client_lr, lr = max(finite, key=finite.get)
         chosen[part] = {"client_lr": client_lr, "lr": lr, "accuracy": finite[client_lr, lr]}
     return chosen

@@ -99,13 +99,18 @@ class Guarantee:
             round_num: rounds t, one or many.
 
         Returns:
-            The smaller of the theorem's two bounds, of the same shape.
+            The smaller of the theorem's two bounds, of the same shape; infinite if the step is so
+            large that neither formula is one (a factor per round is negative and (C2) fails).
         """
         t = np.asarray(round_num)
-        slow = self.D0 * self.contraction(self.D0) ** t
+
+        def fall(start, factor):
+            return np.where(factor >= 0, start * max(factor, 0.0) ** t, math.inf)[()]
+
+        slow = fall(self.D0, self.contraction(self.D0))
         if self.E0 <= 0:
             return slow
-        return np.minimum(slow, self.D0 / math.sqrt(self.E0) * (1 - self.rate) ** t)
+        return np.minimum(slow, fall(self.D0 / math.sqrt(self.E0), 1 - self.rate))
 
     def rounds(self, epsilon: float) -> int | float:
         """Rounds after which the distance is at most ``epsilon``; infinite if the rate is zero.
