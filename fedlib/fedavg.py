@@ -4,7 +4,7 @@ __all__ = ["FedAvgConfig", "FedAvgResult", "History", "run_fedavg", "run_round"]
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,11 +169,11 @@ def run_round(
     draw = partial(
         draw_batches, local_steps=config.local_steps, batch_size=config.batch_size, rng=rng
     )
-    sizes = clients.sizes[cohort].tolist()
-    if config.batch_size is None:  # no random numbers: one array serves all clients of a size
-        batches = list(map({size: draw(size) for size in set(sizes)}.get, sizes))
-    else:
-        batches = [draw(size) for size in sizes]
+    drawn = cache(draw)  # full batches need no random numbers: one array serves all of a size
+    batches = [
+        (drawn if config.batch_size is None or size <= config.batch_size else draw)(size)
+        for size in clients.sizes[cohort].tolist()
+    ]
     if strategy == "auto" and config.local_steps == 1 and step == sgd:
         strategy = "merged"
     totals = train_cohort(
