@@ -54,6 +54,13 @@ CONTESTANTS = [
     BASELINE,
     Setting("plain", "loop", 2),
     *(Setting("fedlib", key, 2 if key == "auto" else 1) for key in ("auto", *STRATEGIES)),
+    # The compiler's own threads, as many as cores, are what JAX counts in; OMP's it has none.
+    Setting("fedjax", "jit", 2),
+    Setting("fedjax", "pmap", 2),
+    Setting("pfl", "1 process"),
+    Setting("pfl", "2 processes"),
+    Setting("flower", "2 actors"),
+    Setting("fedlab", "serial"),
 ]
 """In the order of their turns. fedlib and plain run in this interpreter, others in their own."""
 

@@ -134,10 +134,10 @@ def make(work: Workload, path: Path) -> None:
     """Write everything that a contestant needs to one file.
 
     ``inputs`` and ``targets`` hold ``size`` rows per client, one client after the other;
-    ``cohorts`` the ids of each round's clients, ``batches`` the positions among a client's examples, shape
-    (rounds, cohort, local_steps, batch_size); ``start/NAME`` the initial parameters; ``work`` the
-    workload as JSON. Round t is drawn as ``fl.run_round(..., rng=np.random.default_rng([0, t]))``
-    draws it.
+    ``cohorts`` the ids of each round's clients; ``batches`` the positions among a client's
+    examples, shape (rounds, cohort, local_steps, batch_size); ``start/NAME`` the initial
+    parameters; ``work`` the workload as JSON. Round t is drawn as
+    ``fl.run_round(..., rng=np.random.default_rng([0, t]))`` draws it.
     """
     rng = np.random.default_rng(0)
     total = work.num_clients * work.size
