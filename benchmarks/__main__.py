@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.runner import CONTESTANTS, ENVIRONMENTS, FOLDER, Setting, run, table
+from benchmarks.runner import CONTESTANTS, ENVIRONMENTS, Setting, run, table, versions
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, Workload, make
 from fedlib.experiments.store import provenance, save_result
 
@@ -28,12 +28,17 @@ def main() -> None:
     began = time.monotonic()
 
     settings = [setting for setting in CONTESTANTS if setting.name in options.only]
-    record = {"machine": machine(quick=options.quick), "work": {}, "growth": {}}
+    record = {
+        "machine": machine(quick=options.quick),
+        "peers": {name: versions(name) for name in options.only if versions(name)},
+        "work": {},
+        "growth": {},
+    }
     for name in works:
         if name != "growth":
             work = (QUICK if options.quick else WORKLOADS)[name]
             print(f"\n{name}", flush=True)
-            enough = dict(rounds=2, seconds=0) if options.quick else dict(rounds=5, seconds=3)
+            enough = dict(rounds=2, seconds=0) if options.quick else dict(rounds=5, seconds=2)
             record["work"][name] = contest(work, settings, repeats=options.repeats, **enough)
     if "growth" in works:
         growing = [setting for setting in settings if setting in GROWING]
@@ -41,12 +46,11 @@ def main() -> None:
             record["growth"][name] = {}
             for number, work in sweep.items():
                 print(f"\n{name} = {number}", flush=True)
-                figures = contest(work, growing, repeats=1, rounds=3, seconds=1)
+                figures = contest(work, growing, repeats=1, rounds=3, seconds=0.5)
                 record["growth"][name][str(number)] = figures
 
     record["provenance"] = provenance("", seeds=[0], wall_seconds=time.monotonic() - began)
     record["provenance"]["command"] = "python -m benchmarks"
-    record["provenance"]["versions"] |= {n: v for s in settings for n, v in versions(s).items()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_result(options.output, record)
 
@@ -59,13 +63,6 @@ def contest(work: Workload, settings: list[Setting], **options: float) -> dict[s
         figures = run(path, settings, **options)
     print(table(figures), flush=True)
     return figures
-
-
-def versions(setting: Setting) -> dict[str, str]:
-    """Return the version of a peer, as its requirements name it first."""
-    lines = (FOLDER.parent / "requirements" / f"{setting.name}.txt").read_text().splitlines()
-    pins = [line.split("#")[0].strip() for line in lines if "==" in line.split("#")[0]]
-    return dict([pins[0].split("==")]) if pins else {}
 
 
 def _made(folder: Path) -> Path:

@@ -19,7 +19,7 @@ def machine(*, quick: bool = False) -> dict:
     """
     side, floats = (64, 2**12) if quick else (2048, 2**27)
     matrix, source, target = torch.ones(side, side), torch.ones(floats), torch.ones(floats)
-    before, figures = torch.get_num_threads(), {}
+    load, before, figures = round(os.getloadavg()[0], 2), torch.get_num_threads(), {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         name = f"{threads} thread{'s' * (threads > 1)}"
@@ -29,7 +29,12 @@ def machine(*, quick: bool = False) -> dict:
             "copy_gigabytes_per_second": 8 * floats / _best(lambda: target.copy_(source)) / 1e9,
         }
     torch.set_num_threads(before)
-    return {"processor": _processor(), "cores": os.cpu_count(), "roof": figures}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_before": load,
+        "roof": figures,
+    }
 
 
 def _best(run: Callable[[], object], *, repeats: int = 7) -> float:

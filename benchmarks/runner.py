@@ -1,6 +1,15 @@
 """Running contestants: environments, processes, user code, and what the repeats amount to."""
 
-__all__ = ["BASELINE", "CONTESTANTS", "Setting", "lines_of_user_code", "python_of", "run", "table"]
+__all__ = [
+    "BASELINE",
+    "CONTESTANTS",
+    "Setting",
+    "lines_of_user_code",
+    "python_of",
+    "run",
+    "table",
+    "versions",
+]
 
 import ast
 import contextlib
@@ -26,6 +35,8 @@ FOLDER = Path(__file__).parent / "contestants"
 MARKERS = "# --- user code ---", "# --- end of user code ---"
 LOSS_TOLERANCE = 1e-3
 UPDATE_TOLERANCE = 1e-2
+"""Relative differences from the baseline that pass. Rounding makes 3e-5 of the update, but now and
+then takes one client across a kink of ReLU or pooling, and that has made 3e-3."""
 TIMEOUT = 120
 """Seconds that a process may take."""
 
@@ -54,7 +65,7 @@ CONTESTANTS = [
     BASELINE,
     Setting("plain", "loop", 2),
     *(Setting("fedlib", key, 2 if key == "auto" else 1) for key in ("auto", *STRATEGIES)),
-    # The compiler's own threads, as many as cores, are what JAX counts in; OMP's it has none.
+    # JAX has threads of its own, as many as cores, and none of OMP's.
     Setting("fedjax", "jit", 2),
     Setting("fedjax", "pmap", 2),
     Setting("pfl", "1 process"),
@@ -103,6 +114,12 @@ def python_of(name: str, *, requirements: Path, environments: Path = ENVIRONMENT
                 raise RuntimeError(f"does not install: {_last_line(done.stderr)}")
         stamp.write_text(wanted)
     return str(python)
+
+
+def versions(name: str, *, requirements: Path = FOLDER.parent / "requirements") -> dict[str, str]:
+    """Return what a contestant pins itself, without what that brings."""
+    own = (requirements / f"{name}.txt").read_text().split("# what these bring")[0]
+    return dict(line.split("==") for line in own.splitlines() if "==" in line)
 
 
 def run(

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,26 @@ class Work:
 
     Attributes:
         start: initial parameters by torch's names.
-        inputs: all inputs, client 0's first.
-        targets: all targets.
+        inputs: all inputs, client 0's first; read when they are asked for.
+        targets: all targets; the same.
         model, shape, hidden, num_clients, size, ...: as in ``benchmarks.work.Workload``.
     """
 
     def __init__(self, path: Path) -> None:
-        with np.load(path) as file:
-            self.__dict__.update(json.loads(str(file["work"])))
-            self.inputs, self.targets = file["inputs"], file["targets"]
-            self._cohorts, self._batches = file["cohorts"], file["batches"]
-            self.start = {k.removeprefix("start/"): file[k] for k in file if k.startswith("start/")}
+        self._file = file = np.load(path)
+        self.__dict__.update(json.loads(str(file["work"])))
+        self._cohorts, self._batches = file["cohorts"], file["batches"]
+        self.start = {k.removeprefix("start/"): file[k] for k in file if k.startswith("start/")}
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """All inputs."""
+        return self._file["inputs"]
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """All targets."""
+        return self._file["targets"]
 
     def client(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a client's inputs and targets, without copying."""

@@ -2,6 +2,7 @@
 
 __all__ = ["build", "loss"]
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -19,7 +20,7 @@ def build(work: Work) -> nn.Module:
         )
         parts = OrderedDict(body=body, head=head, squeeze=nn.Flatten(0))
     elif work.model == "mlp":
-        width = work.inputs[0].size
+        width = math.prod(work.shape)
         body = nn.Sequential(nn.Flatten(), nn.Linear(width, work.hidden), nn.ReLU())
         parts = OrderedDict(body=body, head=nn.Linear(work.hidden, 10))
     else:

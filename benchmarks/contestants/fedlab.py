@@ -23,11 +23,13 @@ from benchmarks.contestants._torch import build, loss
 logging.disable()
 options = arguments()
 work = Work(options.work)
-federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
 clock = Clock(options)
 
 
 # --- user code ---
+federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
+
+
 class Batches:
     """The batches of the round, where FedLab's own data sets make a `DataLoader`, which is slow."""
 

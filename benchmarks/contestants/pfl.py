@@ -34,7 +34,6 @@ from benchmarks.contestants._torch import build, loss  # noqa: E402
 
 work = Work(options.work)
 module = build(work)
-federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
 clock = Clock(options)
 
 
@@ -50,6 +49,7 @@ class Timed(TrainingProcessCallback):
 
 
 # --- user code ---
+federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
 module.loss = lambda inputs, targets: loss(module(inputs), targets)
 module.metrics = lambda x, y: {"loss": Weighted(module.loss(x, y).item() * len(x), len(x))}
 model = PyTorchModel(

@@ -10,11 +10,13 @@ from benchmarks.contestants._torch import build, loss
 options = arguments()
 work = Work(options.work)
 server = build(work)
-federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
 clock = Clock(options)
 
 
 # --- user code ---
+federation = [tuple(map(torch.from_numpy, work.client(i))) for i in range(work.num_clients)]
+
+
 def train(model, inputs, targets, batches):
     optimizer = torch.optim.SGD(model.parameters(), lr=work.client_lr)
     for batch in batches:
