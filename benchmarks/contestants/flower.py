@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.simulation import run_simulation
 
 from benchmarks.contestants._common import Clock, Work, arguments
@@ -55,8 +56,9 @@ class Cohorts(FedAvg):
     """Sends the cohort's clients to as many nodes: which node plays which client is no matter."""
 
     def configure_train(self, server_round, arrays, config, grid):
-        t, nodes = server_round - 1, list(grid.get_node_ids())
-        for node, client in zip(nodes, load().cohort(t).tolist(), strict=False):
+        t, cohort = server_round - 1, load().cohort(server_round - 1).tolist()
+        nodes, _ = sample_nodes(grid, load().num_clients, len(cohort))
+        for node, client in zip(nodes, cohort, strict=True):
             config = ConfigRecord({"client": client, "round": t})
             content = RecordDict({"arrays": arrays, "config": config})
             yield Message(content=content, message_type="train", dst_node_id=node)
