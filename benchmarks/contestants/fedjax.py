@@ -40,22 +40,29 @@ if options.setting == "pmap":
     fedjax.for_each_client = without_axis
 
 work = Work(options.work)
+if work.model == "lenet":
+    images = work.inputs.reshape(-1, *work.shape[1:], work.shape[0])  # in place: no second copy
+    for image, laid_out in zip(work.inputs, images, strict=True):
+        laid_out[:] = image.transpose(1, 2, 0).copy()
+    work.inputs = images
 clock = Clock(options)
 
 
 def forward(params, x):
-    """The models of ``_torch``, in torch's layout: on this processor as fast as JAX's own."""
+    """The models of ``_torch``; images with channels last, in which XLA's convolutions run best."""
     if work.model == "linear":
         return x @ params["body.weight"].T @ params["head.weight"][0]
     if work.model == "mlp":
         x = x.reshape(len(x), -1) @ params["body.1.weight"].T + params["body.1.bias"]
         return jax.nn.relu(x) @ params["head.weight"].T + params["head.bias"]
     for layer in ("body.0", "body.3"):
-        x = jax.lax.conv(x, params[f"{layer}.weight"], (1, 1), "VALID")
-        x = jax.nn.relu(x + params[f"{layer}.bias"][:, None, None])
-        window = 1, 1, 2, 2
+        layouts = "NHWC", "OIHW", "NHWC"
+        kernel = params[f"{layer}.weight"]
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layouts)
+        x = jax.nn.relu(x + params[f"{layer}.bias"])
+        window = 1, 2, 2, 1
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
-    x = x.reshape(len(x), -1)
+    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     for layer in ("body.7", "body.9"):
         x = jax.nn.relu(x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"])
     return x @ params["head.weight"].T + params["head.bias"]
