@@ -41,9 +41,9 @@ if options.setting == "pmap":
 
 work = Work(options.work)
 if work.model == "lenet":
-    images = work.inputs.reshape(-1, *work.shape[1:], work.shape[0])  # in place: no second copy
-    for image, laid_out in zip(work.inputs, images, strict=True):
-        laid_out[:] = image.transpose(1, 2, 0).copy()
+    images = work.inputs.reshape(-1, *work.shape[1:], work.shape[0])
+    for i in range(work.num_clients):  # in place, without a second copy of all
+        images[i * work.size :][: work.size] = work.client(i)[0].transpose(0, 2, 3, 1).copy()
     work.inputs = images
 clock = Clock(options)
 
