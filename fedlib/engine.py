@@ -6,11 +6,12 @@ import copy
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.func import functional_call, grad
 
 from fedlib._checks import check_in, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.local import example_losses, run_steps, take_step, task_loss, trainable_of
+from fedlib.local import example_losses, run_steps, take_steps, task_loss, trainable_of
 from fedlib.models import Params
 from fedlib.stacked import stacked_call
 from fedlib.steps import LocalStep, sgd
@@ -78,6 +79,9 @@ STRATEGIES = {
 }
 """Strategies by name: one client after the other; one per thread; many in one forward pass; the
 same, compiled; one gradient for all (one local step only)."""
+
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Trained(NamedTuple):
@@ -182,15 +186,17 @@ def train_cohort(
         then=then,
     )
     jobs = _cut(params, clients, batches, strategy)
-    threads = strategy.threads or torch.get_num_threads()
-    if len(jobs) == 1 or threads == 1 or clients.device.type != "cpu" or strategy.compile:
+    threads = strategy.threads or (
+        1 if strategy.stack or strategy.merge else torch.get_num_threads()
+    )
+    if len(jobs) == 1 or threads == 1 or clients.device.type != "cpu":
         return [work(model, places) for places in jobs]
     # functional_call swaps a module's parameters while it runs: each thread needs its own module.
     mine = threading.local()
 
     def work_in_thread(places: np.ndarray) -> object:
-        if not hasattr(mine, "model"):
-            mine.model = copy.deepcopy(model)
+        if not hasattr(mine, "model"):  # a compiled step swaps nothing, and knows one module only
+            mine.model = model if strategy.compile else copy.deepcopy(model)
         return work(mine.model, places)
 
     return list(_pool(min(threads, len(jobs))).map(work_in_thread, jobs))
@@ -205,7 +211,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child inherits
 
 # What the clients of one job may hold together, in bytes. On a CPU: parameters and batches within
 # the cache of one core. On a GPU: so that a few copies, and activations, stay far below its memory.
-_ROOM = {"cpu": 2 * 2**20}
+_ROOM = {"cpu": 4 * 2**20}
 _ROOM_ON_GPU = 2 * 2**30
 # Merged batches: examples in one forward pass.
 _EXAMPLES = {"cpu": 256}
@@ -274,7 +280,7 @@ def _run_job(
         step=step,
         trainable=trainable,
         extra=corrections,
-        take=_take_compiled if strategy.compile else take_step,
+        take=_take_compiled if strategy.compile else take_steps,
     )
     if not strategy.stack:
         moved, losses = {name: p.unsqueeze(0) for name, p in moved.items()}, losses.reshape(1)
@@ -312,21 +318,23 @@ def _merge(
 
 def _gather(
     clients: ClientData, rows: np.ndarray, shares: np.ndarray | None, shape: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield inputs, targets and weights of each step."""
+) -> Iterable[Batch]:
+    """Return inputs, targets and weights of each step: a list if all steps have the same."""
     if shares is not None:
         shares = torch.as_tensor(shares, dtype=clients.inputs.dtype, device=clients.device)
     flat = rows.reshape(len(rows), -1)
     if (flat == flat[0]).all():  # full batches: gathered once
-        parts = [_select(clients, flat[0])] * len(flat)
-    else:
-        index = torch.as_tensor(flat, device=clients.device)
-        parts = (
-            (clients.inputs.index_select(0, row), clients.targets.index_select(0, row))
-            for row in index
+        x, y = _select(clients, flat[0])
+        return [(x.unflatten(0, shape), y.unflatten(0, shape), shares)] * len(flat)
+    index = torch.as_tensor(flat, device=clients.device)
+    return (
+        (
+            clients.inputs.index_select(0, row).unflatten(0, shape),
+            clients.targets.index_select(0, row).unflatten(0, shape),
+            shares,
         )
-    for x, y in parts:
-        yield x.unflatten(0, shape), y.unflatten(0, shape), shares
+        for row in index
+    )
 
 
 def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -374,31 +382,46 @@ def _stacked_loss(
     return losses.mean(1) if shares is None else (losses * shares).sum(1)
 
 
-def _take_functional(loss, step, lr, params, leaves, state, batch):
-    """Take the step of ``take_step`` in the form that ``torch.compile`` can read."""
+def _take_functional(loss, step, lr, params, leaves, state, batches):
+    """Take the steps of ``take_steps`` in the form that ``torch.compile`` can read."""
+    met = []
+    for batch in batches:
 
-    def objective(leaves: Params) -> tuple[Tensor, Tensor]:
-        losses = loss(params | leaves, *batch)
-        return losses.sum(), losses
+        def objective(leaves: Params, batch=batch) -> tuple[Tensor, Tensor]:
+            losses = loss(params | leaves, *batch)
+            return losses.sum(), losses
 
-    grads, losses = grad(objective, has_aux=True)(leaves)
-    moved, state = step.update(list(leaves.values()), list(grads.values()), state, lr)
-    return dict(zip(leaves, moved, strict=True)), state, losses
+        grads, losses = grad(objective, has_aux=True)(leaves)
+        moved, state = step.update(list(leaves.values()), list(grads.values()), state, lr)
+        leaves = dict(zip(leaves, moved, strict=True))
+        met.append(losses)
+    return leaves, state, met
+
+
+_UNROLLED = 10
+"""Steps compiled into one function, if all have the same batch: more save calls, and take longer to
+compile. Different batches are gathered one by one, to be in the cache when they are used."""
 
 
 @cache
-def _compiled() -> Callable[..., tuple[Params, object, Tensor]]:
+def _compiled() -> Callable[..., tuple[Params, object, list[Tensor]]]:
     return torch.compile(_take_functional, dynamic=False)
 
 
-def _take_compiled(*args):
-    try:
-        return _compiled()(*args)
-    except Exception as error:  # compiling goes through many layers, each with its own errors
-        warnings.warn(
-            f"torch.compile failed ({str(error).splitlines()[0]}): the step runs uncompiled. "
-            'Install a C++ compiler, or use the strategy "stacked".',
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return take_step(*args)
+def _take_compiled(loss, step, lr, params, leaves, state, batches):
+    length, met = _UNROLLED if isinstance(batches, list) else 1, []
+    batches = iter(batches)
+    while block := list(islice(batches, length)):
+        try:
+            take = _compiled()
+            leaves, state, losses = take(loss, step, lr, params, leaves, state, block)
+        except Exception as error:  # compiling goes through many layers, each with its own errors
+            warnings.warn(
+                f"torch.compile failed ({str(error).splitlines()[0]}): the steps run uncompiled. "
+                'Install a C++ compiler, or use the strategy "stacked".',
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            leaves, state, losses = take_steps(loss, step, lr, params, leaves, state, block)
+        met += losses
+    return leaves, state, met

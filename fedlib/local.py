@@ -9,7 +9,7 @@ __all__ = [
     "example_losses",
     "local_sgd",
     "run_steps",
-    "take_step",
+    "take_steps",
     "task_loss",
     "trainable_of",
 ]
@@ -153,16 +153,16 @@ def trainable_of(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def take_step(
+def take_steps(
     loss: Callable[..., Tensor],
     step: LocalStep,
     lr: float,
     params: Params,
     leaves: Params,
     state: object,
-    batch: Sequence[Tensor | None],
-) -> tuple[Params, object, Tensor]:
-    """Take one step: gradients of the leaves, then the rule.
+    batches: Iterable[Sequence[Tensor | None]],
+) -> tuple[Params, object, list[Tensor]]:
+    """Take one step per batch: gradients of the leaves, then the rule.
 
     Args:
         loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
@@ -171,18 +171,22 @@ def take_step(
         params: all parameters; where ``leaves`` has the same name, the leaf counts.
         leaves: the parameters that move.
         state: the rule's state.
-        batch: arguments of ``loss``.
+        batches: arguments of ``loss``, step by step.
 
     Returns:
-        New leaves, new state, and the losses before the step.
+        New leaves, new state, and each step's losses before it.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
-    losses = loss(params | leaves, *batch)
-    # A client's loss depends on its own parameters only: one gradient of the sum serves a stack.
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    with torch.no_grad():
-        moved, state = step.update(list(leaves.values()), list(grads), state, lr)
-    return dict(zip(leaves, moved, strict=True)), state, losses.detach()
+    met = []
+    for batch in batches:
+        leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
+        losses = loss(params | leaves, *batch)
+        # A client's loss depends on its own parameters only: the gradient of the sum serves all.
+        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        with torch.no_grad():
+            moved, state = step.update(list(leaves.values()), list(grads), state, lr)
+        leaves = dict(zip(leaves, moved, strict=True))
+        met.append(losses.detach())
+    return leaves, state, met
 
 
 def run_steps(
@@ -194,9 +198,9 @@ def run_steps(
     step: LocalStep,
     trainable: Collection[str],
     extra: list[Tensor] | None = None,
-    take: Callable[..., tuple[Params, object, Tensor]] = take_step,
+    take: Callable[..., tuple[Params, object, list[Tensor]]] = take_steps,
 ) -> LocalResult:
-    """Take one step per batch: the loop inside every strategy, for one client or for a stack.
+    """Run the local steps of one client, or of a stack of clients: what every strategy does.
 
     Args:
         loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
@@ -206,17 +210,14 @@ def run_steps(
         step: the rule.
         trainable: names of the parameters that move.
         extra: passed to the rule's ``init``.
-        take: how one step is computed; see ``take_step``.
+        take: how the steps are computed; see ``take_steps``.
 
     Returns:
         Parameters after the last step, and the mean of the losses over the steps.
     """
     leaves = {name: p.detach() for name, p in params.items() if name in trainable}
     state = step.init(list(leaves.values()), extra)
-    losses = []
-    for batch in batches:
-        leaves, state, value = take(loss, step, lr, params, leaves, state, batch)
-        losses.append(value)
+    leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
     return LocalResult(params | leaves, torch.stack(losses).mean(0))
 
 
