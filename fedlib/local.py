@@ -181,7 +181,8 @@ def take_steps(
         leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
         losses = loss(params | leaves, *batch)
         # A client's loss depends on its own parameters only: the gradient of the sum serves all.
-        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        total = losses.sum() if losses.ndim else losses
+        grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         with torch.no_grad():
             moved, state = step.update(list(leaves.values()), list(grads), state, lr)
         leaves = dict(zip(leaves, moved, strict=True))
