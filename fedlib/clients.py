@@ -79,7 +79,10 @@ class ClientData:
                 f"inputs and {len(self.targets)} targets. All three must agree."
             )
         for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            # Chunk by chunk: the check should not need as much memory as the data.
+            rows = max(1, 2**22 // max(1, tensor[0].numel()))
+            chunks = tensor.split(rows) if tensor.is_floating_point() else ()
+            if not all(bool(chunk.isfinite().all()) for chunk in chunks):
                 raise ValueError(f"Invalid {name}: NaN or infinity. Remove or mend those examples.")
         if self.targets.is_floating_point():
             return
