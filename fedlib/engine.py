@@ -350,14 +350,13 @@ def _gather(
         x, y = _select(clients, flat[0])
         return [(x.unflatten(0, shape), y.unflatten(0, shape), shares)] * len(flat)
     index = torch.as_tensor(flat, device=clients.device)
-    return (
-        (
-            clients.inputs.index_select(0, row).unflatten(0, shape),
-            clients.targets.index_select(0, row).unflatten(0, shape),
-            shares,
-        )
+    pairs = (
+        (clients.inputs.index_select(0, row), clients.targets.index_select(0, row))
         for row in index
     )
+    if len(shape) == 1:
+        return ((x, y, shares) for x, y in pairs)
+    return ((x.unflatten(0, shape), y.unflatten(0, shape), shares) for x, y in pairs)
 
 
 def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -169,7 +169,7 @@ def take_steps(
         step: the rule.
         lr: step size α.
         params: all parameters; where ``leaves`` has the same name, the leaf counts.
-        leaves: the parameters that move.
+        leaves: the parameters that move; tensors of their own, since they are set to need gradients.
         state: the rule's state.
         batches: arguments of ``loss``, step by step.
 
@@ -178,7 +178,8 @@ def take_steps(
     """
     met = []
     for batch in batches:
-        leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
+        for p in leaves.values():
+            p.requires_grad_()
         losses = loss(params | leaves, *batch)
         # A client's loss depends on its own parameters only: the gradient of the sum serves all.
         total = losses.sum() if losses.ndim else losses
@@ -219,7 +220,8 @@ def run_steps(
     leaves = {name: p.detach() for name, p in params.items() if name in trainable}
     state = step.init(list(leaves.values()), extra)
     leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
-    return LocalResult(params | leaves, torch.stack(losses).mean(0))
+    moved = {name: p.detach() for name, p in leaves.items()}
+    return LocalResult(params | moved, torch.stack(losses).mean(0))
 
 
 def check_clients(clients: ClientData) -> None:
