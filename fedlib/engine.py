@@ -351,8 +351,7 @@ def _gather(
         return [(x.unflatten(0, shape), y.unflatten(0, shape), shares)] * len(flat)
     index = torch.as_tensor(flat, device=clients.device)
     pairs = (
-        (clients.inputs.index_select(0, row), clients.targets.index_select(0, row))
-        for row in index
+        (clients.inputs.index_select(0, row), clients.targets.index_select(0, row)) for row in index
     )
     if len(shape) == 1:
         return ((x, y, shares) for x, y in pairs)
