@@ -169,7 +169,7 @@ def take_steps(
         step: the rule.
         lr: step size α.
         params: all parameters; where ``leaves`` has the same name, the leaf counts.
-        leaves: the parameters that move; tensors of their own, since they are set to need gradients.
+        leaves: the parameters that move; their tensors are set to need gradients.
         state: the rule's state.
         batches: arguments of ``loss``, step by step.
 
