@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from fedlib._checks import check_in, check_positive_int
+from fedlib.batches import gather, merge_batches, stack_batches
 from fedlib.clients import ClientData
 from fedlib.local import example_losses, run_steps, take_steps, task_loss, trainable_of
 from fedlib.models import Params
@@ -82,9 +83,6 @@ STRATEGIES = {
 }
 """Strategies by name: one client after the other; one per thread; many in one forward pass; the
 same, compiled; one gradient for all (one local step only)."""
-
-
-Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Trained(NamedTuple):
@@ -174,20 +172,39 @@ def train_cohort(
             f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
             f'{len(batches[0])} and {step.name}. Use "auto" or "stacked".'
         )
-    work = partial(
-        _run_job,
-        params=params,
-        clients=clients,
-        cohort=cohort,
-        batches=batches,
-        lr=lr,
-        step=step,
-        extra=extra,
-        trainable=trainable_of(model) if trainable is None else trainable,
-        weights=np.asarray(weights, dtype=np.float64),
-        strategy=strategy,
-        then=then,
-    )
+    moving = trainable_of(model) if trainable is None else trainable
+
+    def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
+        starts, own = clients.starts[cohort[places]], [batches[i] for i in places]
+        share = np.asarray(weights, dtype=np.float64)[places]
+        if strategy.merge:
+            rows, within = merge_batches(starts, own, share)
+            share = share.sum(keepdims=True)
+        else:
+            rows, within = stack_batches(starts, own)
+        start, more = params, None
+        if extra is not None:
+            index = torch.as_tensor(places, device=clients.device)
+            more = [extra[name][index] for name in params if name in moving]
+        if strategy.stack:
+            start = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
+        else:
+            rows, more = rows[:, 0], more and [row.squeeze(0) for row in more]
+        moved, losses = run_steps(
+            partial(_stacked_loss if strategy.stack else _loss, model, strategy.autocast),
+            start,
+            gather(clients, rows, within),
+            lr=lr,
+            step=step,
+            trainable=moving,
+            extra=more,
+            take=_take_compiled if strategy.compile else take_steps,
+        )
+        if not strategy.stack:
+            moved, losses = {name: p.unsqueeze(0) for name, p in moved.items()}, losses[None]
+        trained = Trained(places, moved, losses, share)
+        return trained if then is None else then(trained)
+
     jobs = _cut(params, clients, batches, strategy)
     together = strategy.stack or strategy.merge  # kernels large enough to use the threads
     threads = strategy.threads or (1 if together else torch.get_num_threads())
@@ -259,114 +276,6 @@ def _cut(
     # Clients of about the same batch size together, so that little is padded.
     order = np.argsort(widths, kind="stable")
     return np.array_split(order, -(-cohort_size // chunk))
-
-
-def _run_job(
-    model: nn.Module | _Replica,
-    places: np.ndarray,
-    *,
-    params: Params,
-    clients: ClientData,
-    cohort: np.ndarray,
-    batches: Sequence[np.ndarray],
-    lr: float,
-    step: LocalStep,
-    extra: Params | None,
-    trainable: Collection[str],
-    weights: np.ndarray,
-    strategy: Strategy,
-    then: Callable[[Trained], object] | None,
-) -> object:
-    starts = clients.starts[cohort[places]]
-    mine = [batches[i] for i in places]
-    weights = weights[places]
-    if strategy.merge:
-        rows, shares = _merge(starts, mine, weights)
-        weights = weights.sum(keepdims=True)
-    else:
-        rows, shares = _stack(starts, mine)
-    shape = rows.shape[1:] if strategy.stack else rows.shape[2:]
-    loss = partial(_stacked_loss if strategy.stack else _loss, model, strategy.autocast)
-    corrections = None
-    if extra is not None:
-        index = torch.as_tensor(places, device=clients.device)
-        corrections = [extra[name][index] for name in params if name in trainable]
-    if strategy.stack:
-        params = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
-    elif corrections is not None:
-        corrections = [c.squeeze(0) for c in corrections]
-    moved, losses = run_steps(
-        loss,
-        params,
-        _gather(clients, rows, shares, shape),
-        lr=lr,
-        step=step,
-        trainable=trainable,
-        extra=corrections,
-        take=_take_compiled if strategy.compile else take_steps,
-    )
-    if not strategy.stack:
-        moved, losses = {name: p.unsqueeze(0) for name, p in moved.items()}, losses.reshape(1)
-    trained = Trained(places, moved, losses, weights)
-    return trained if then is None else then(trained)
-
-
-def _stack(
-    starts: np.ndarray, batches: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return rows of the data, (local_steps, k, b), and weights within batches, (k, b) or None.
-
-    Shorter batches are filled up with examples of weight zero.
-    """
-    widths = np.array([rows.shape[1] for rows in batches])
-    if (widths == widths[0]).all():
-        rows = np.stack(batches, axis=1)
-        return rows + starts[:, None], None
-    full = np.arange(widths.max()) < widths[:, None]
-    rows = np.zeros((len(batches[0]), *full.shape), dtype=np.int64)
-    for i, own in enumerate(batches):
-        rows[:, i, : widths[i]] = own
-    return rows + starts[:, None], full / widths[:, None]
-
-
-def _merge(
-    starts: np.ndarray, batches: Sequence[np.ndarray], weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of the data, (1, 1, b), and weights that make one batch of many, (b,)."""
-    rows = np.concatenate([start + own[0] for start, own in zip(starts, batches, strict=True)])
-    widths = np.array([own.shape[1] for own in batches])
-    shares = np.repeat(weights / weights.sum() / widths, widths)
-    return rows[None, None], shares
-
-
-def _gather(
-    clients: ClientData, rows: np.ndarray, shares: np.ndarray | None, shape: tuple[int, ...]
-) -> Iterable[Batch]:
-    """Return inputs, targets and weights of each step: a list if all steps have the same."""
-    if shares is not None:
-        shares = torch.as_tensor(shares, dtype=clients.inputs.dtype, device=clients.device)
-    flat = rows.reshape(len(rows), -1)
-    if (flat == flat[0]).all():  # full batches: gathered once
-        x, y = _select(clients, flat[0])
-        return [(x.unflatten(0, shape), y.unflatten(0, shape), shares)] * len(flat)
-    index = torch.as_tensor(flat, device=clients.device)
-    pairs = (
-        (clients.inputs.index_select(0, row), clients.targets.index_select(0, row)) for row in index
-    )
-    if len(shape) == 1:
-        return ((x, y, shares) for x, y in pairs)
-    return ((x.unflatten(0, shape), y.unflatten(0, shape), shares) for x, y in pairs)
-
-
-def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    if (np.diff(rows) == 1).all():
-        whole = slice(int(rows[0]), int(rows[-1]) + 1)
-        x, y = clients.inputs[whole], clients.targets[whole]
-        # Kernels round by alignment: data that lie otherwise than in a copy are copied.
-        if x.data_ptr() % 64 == y.data_ptr() % 64 == 0:
-            return x, y
-    index = torch.as_tensor(rows, device=clients.device)
-    return clients.inputs.index_select(0, index), clients.targets.index_select(0, index)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None):

@@ -5,7 +5,6 @@ __all__ = [
     "check_clients",
     "check_model",
     "check_params",
-    "draw_batches",
     "example_losses",
     "local_sgd",
     "run_steps",
@@ -73,39 +72,6 @@ def example_losses(
     if targets.is_floating_point():
         return 0.5 * (outputs - targets).square()
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
-
-
-def draw_batches(
-    size: int, *, local_steps: int, batch_size: int | None, rng: np.random.Generator
-) -> Int[np.ndarray, "local_steps batch"]:
-    """Draw the examples that one client uses in one round.
-
-    The client shuffles its examples, walks through them a batch at a time, and shuffles anew when
-    fewer than a batch are left; so no batch holds an example twice.
-
-    Args:
-        size: the client's number of examples.
-        local_steps: number of batches.
-        batch_size: examples per batch; None, or at least ``size``, takes all of them in order,
-            which makes the local steps plain gradient descent.
-        rng: shuffles.
-
-    Returns:
-        Positions among the client's examples, one row per step.
-
-    Example:
-        >>> draw_batches(4, local_steps=2, batch_size=2, rng=np.random.default_rng(0)).shape
-        (2, 2)
-        >>> draw_batches(3, local_steps=2, batch_size=None, rng=np.random.default_rng(0))
-        array([[0, 1, 2],
-               [0, 1, 2]])
-    """
-    if batch_size is None or batch_size >= size:
-        return np.tile(np.arange(size), (local_steps, 1))
-    per_epoch = size // batch_size
-    epochs = -(-local_steps // per_epoch)
-    order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
-    return order.reshape(-1, batch_size)[:local_steps]
 
 
 def local_sgd(
