@@ -228,7 +228,8 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
     Raises:
         TypeError: as ``check_params`` and ``check_clients``.
         ValueError: as ``check_params``; and if a parameter is not finite, calling the model fails,
-            changes its buffers or draws random numbers, or its outputs do not fit the targets.
+            changes its buffers or draws random numbers, an example's output depends on others, or
+            outputs do not fit the targets.
     """
     check_params(model, params)
     check_clients(clients)
@@ -238,10 +239,11 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
         )
     x = clients.inputs[:2]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    generator = torch.random.get_rng_state()
+    gpus = [x.device] if x.device.type == "cuda" else []
+    generators = _generators(gpus)
     try:
-        with torch.no_grad():
-            outputs = functional_call(model, {**params, **buffers}, (x,))
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            outputs, after = functional_call(model, {**params, **buffers}, (x,)), _generators(gpus)
     except Exception as error:
         raise ValueError(
             f"Invalid model: it cannot take inputs of shape {tuple(x.shape)}, dtype {x.dtype} on "
@@ -254,8 +256,7 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
             f"Invalid params: {broken[0]} holds NaN or infinity. Start from finite numbers; if "
             "they come from a run, use a smaller step size there."
         )
-    if not torch.equal(generator, torch.random.get_rng_state()):
-        torch.random.set_rng_state(generator)
+    if not all(map(torch.equal, generators, after)):
         raise ValueError(
             "Invalid model: it draws from torch's global generator, as dropout does. "
             "Leave out dropout, or call model.eval()."
@@ -278,13 +279,24 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
                 f"Invalid targets of type {clients.targets.dtype}: the model's outputs are "
                 f"{outputs.dtype}. Bring both to one dtype."
             )
-        return
-    needed = clients.num_classes
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < needed:
+    else:
+        needed, shape = clients.num_classes, getattr(outputs, "shape", ())
+        if len(shape) != 2 or shape[0] != len(x) or shape[1] < needed:
+            raise ValueError(
+                f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least "
+                f"{needed} outputs per example."
+            )
+    with torch.no_grad():
+        twice = functional_call(model, {**params, **buffers}, (x[:1].expand(2, *x.shape[1:]),))
+    if not torch.allclose(outputs[:1], twice[:1], rtol=1e-3, atol=1e-5):
         raise ValueError(
-            f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least {needed} "
-            "outputs per example."
+            "Invalid model: an example's output depends on the others of its batch, as with batch "
+            "normalisation. Use GroupNorm instead, or call model.eval()."
         )
+
+
+def _generators(gpus: list[torch.device]) -> list[Tensor]:
+    return [torch.random.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)]
 
 
 def _describe(outputs: object) -> str:
