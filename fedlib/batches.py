@@ -91,12 +91,13 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
         x, y = _select(clients, flat[0])
         return [(x.unflatten(0, shape), y.unflatten(0, shape), weights)] * len(flat)
     index = torch.as_tensor(flat, device=clients.device)
-    pairs = (
-        (clients.inputs.index_select(0, row), clients.targets.index_select(0, row)) for row in index
-    )
-    if len(shape) == 1:
-        return ((x, y, weights) for x, y in pairs)
-    return ((x.unflatten(0, shape), y.unflatten(0, shape), weights) for x, y in pairs)
+    # Targets are small: one call for all steps. Inputs are gathered when the step needs them, and
+    # are in the cache then.
+    targets = clients.targets.index_select(0, index.flatten()).view(rows.shape)
+    inputs = (clients.inputs.index_select(0, row) for row in index)
+    if len(shape) > 1:
+        inputs = (x.unflatten(0, shape) for x in inputs)
+    return ((x, y, weights) for x, y in zip(inputs, targets, strict=True))
 
 
 def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
