@@ -1,6 +1,6 @@
 """Federated averaging and the representation it learns: the library behind the book."""
 
-from fedlib import experiments, linear, plot
+from fedlib import distributed, experiments, linear, plot
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.cifar import DataError, load_cifar10, load_cifar100
 from fedlib.clients import ClientData
@@ -20,6 +20,7 @@ from fedlib.partition import (
     private_labels,
 )
 from fedlib.steps import LocalStep, control_variate, momentum, proximal, sgd
+from fedlib.storage import load_clients, save_clients
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "Params",
     "Strategy",
     "control_variate",
+    "distributed",
     "draw_batches",
     "evaluate",
     "experiments",
@@ -47,6 +49,7 @@ __all__ = [
     "linear",
     "load_cifar10",
     "load_cifar100",
+    "load_clients",
     "load_digits",
     "load_glyphs",
     "load_result",
@@ -62,6 +65,7 @@ __all__ = [
     "proximal",
     "run_fedavg",
     "run_round",
+    "save_clients",
     "server_step",
     "sgd",
     "task_loss",

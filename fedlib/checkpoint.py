@@ -13,12 +13,10 @@ __all__ = [
     "save_checkpoint",
 ]
 
-import hashlib
 import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +24,9 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
-from fedlib.clients import ClientData
+from fedlib.clients import ClientData, digest_of
 from fedlib.models import Params
 
 _FORMAT = "fedlib-2"
@@ -63,20 +61,9 @@ def run_identity(
     rest = {name: value for name, value in config.items() if name != "num_rounds"}
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     moving = [name for name, value in state.items() if value.requires_grad]
-    start = _digest(f"{model} {moving}", state)
-    sizes = torch.as_tensor(clients.sizes)
-    data = _digest("", {"inputs": clients.inputs, "targets": clients.targets, "sizes": sizes})
-    identity = rest | more | {"seed": seed, "start": start, "data": data}
+    start = digest_of(f"{model} {moving}", state)
+    identity = rest | more | {"seed": seed, "start": start, "data": clients.digest}
     return json.loads(json.dumps(identity))  # as it will be read: a tuple becomes a list
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
-    return digest.hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
@@ -92,7 +79,7 @@ def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
     record = {"format": _FORMAT, "identity": identity, "strides": strides}
     text = json.dumps(record | {"round_num": state.round_num, "entries": state.entries})
     tensors = {name: p.contiguous() for name, p in state.params.items()}
-    metadata = {"fedlib": text, "digest": _digest(text, tensors)}
+    metadata = {"fedlib": text, "digest": digest_of(text, tensors)}
     content = save(tensors, metadata=metadata)
     temporary = _beside(path, "tmp")
     try:
@@ -183,7 +170,7 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"not a readable checkpoint ({error})") from error
     text = metadata.get("fedlib", "{}")
-    if metadata.get("digest") != _digest(text, tensors):
+    if metadata.get("digest") != digest_of(text, tensors):
         raise ValueError("damaged, or not written by this fedlib (its digest is wrong)")
     record = json.loads(text)
     if record["format"] != _FORMAT:

@@ -1,8 +1,9 @@
 """A federation's data: every client's examples in two flat tensors."""
 
-__all__ = ["ClientData"]
+__all__ = ["ClientData", "check_device", "digest_of"]
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import SupportsIndex
@@ -56,6 +57,7 @@ class ClientData:
         object.__setattr__(self, "sizes", np.asarray(self.sizes))
         if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.kind not in "iu":
             raise TypeError("Invalid sizes: not a list of integers. Give one size per client.")
+        object.__setattr__(self, "sizes", self.sizes.astype(np.int64, copy=False))
         if self.sizes.min() < 1:
             empty = np.flatnonzero(self.sizes < 1)[:5].tolist()
             raise ValueError(
@@ -92,6 +94,18 @@ class ClientData:
                 f"Invalid targets: the least label is {int(self.targets.min())}. Labels start at 0 "
                 "(private_labels marks examples outside every part by -1)."
             )
+
+    @classmethod
+    def _as_checked(
+        cls, inputs: Tensor, targets: Tensor, sizes: np.ndarray, **known: object
+    ) -> "ClientData":
+        """Build from data that were checked before, without reading them again.
+
+        ``known`` are cached properties that were computed then.
+        """
+        clients = object.__new__(cls)
+        clients.__dict__.update(inputs=inputs, targets=targets, sizes=sizes, **known)
+        return clients
 
     @classmethod
     def from_parts(
@@ -143,13 +157,7 @@ class ClientData:
                 f"Invalid parts: they reach from {index.min()} to {index.max()}, but there are "
                 f"{len(images)} images. Use indices from 0 to {len(images) - 1}."
             )
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either
-            raise ValueError(
-                f"Invalid device={str(device)!r}: {str(error).splitlines()[0]}. "
-                "Use one that this machine has; 'cpu' is always there."
-            ) from error
+        check_device(device)
         return cls(
             _take(images, index).to(device),
             _take(labels, index).to(device),
@@ -170,6 +178,17 @@ class ClientData:
     def starts(self) -> Int[np.ndarray, " m"]:
         """Row of each client's first example, shape (M,)."""
         return np.cumsum(self.sizes) - self.sizes
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many classes there are at least: one more than the largest label; 0 for reals."""
+        return 0 if self.targets.is_floating_point() else int(self.targets.max()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that tell these data, and who holds them, from any others."""
+        sizes = torch.as_tensor(self.sizes)
+        return digest_of("", {"inputs": self.inputs, "targets": self.targets, "sizes": sizes})
 
     def __len__(self) -> int:
         return self.num_clients
@@ -250,3 +269,28 @@ def _take(array: np.ndarray, index: np.ndarray) -> Tensor:
     rows = torch.empty((len(index), *array.shape[1:]), dtype=dtype)
     np.take(array, index, axis=0, out=rows.numpy(), mode="clip")  # "raise" would copy once more
     return rows
+
+
+def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the first sixteen hex digits of the SHA-256 of a text and tensors by name."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: if tensors cannot be placed there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise ValueError(
+            f"Invalid device={str(device)!r}: {str(error).splitlines()[0]}. "
+            "Use one that this machine has; 'cpu' is always there."
+        ) from error

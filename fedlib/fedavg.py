@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from fedlib import distributed
 from fedlib._checks import (
     check_in,
     check_int,
@@ -140,7 +142,7 @@ def run_round(
     """Run one round: draw a cohort, train it locally, average, step the server.
 
     The cohort and every batch are drawn before any client runs, so that the result does not depend
-    on how the cohort is run.
+    on how the cohort is run. Ranks that joined (``fedlib.distributed``) each train a share of it.
 
     Args:
         model: gives the architecture.
@@ -163,9 +165,10 @@ def run_round(
     check_params(model, params)
     _check_cohort(clients, config)
     size = config.cohort_size or clients.num_clients
-    cohort = np.arange(clients.num_clients)
     if size < clients.num_clients:
         cohort = rng.choice(clients.num_clients, size, replace=False)
+    else:
+        cohort = np.arange(size)
     draw = partial(
         draw_batches, local_steps=config.local_steps, batch_size=config.batch_size, rng=rng
     )
@@ -176,23 +179,29 @@ def run_round(
     ]
     if strategy == "auto" and config.local_steps == 1 and step == sgd:
         strategy = "merged"
-    totals = train_cohort(
-        model,
-        params,
-        clients,
-        cohort,
-        batches,
-        lr=config.client_lr,
-        step=step,
-        strategy=strategy,
-        then=Trained.total,
-    )
+    mine = distributed.shard(np.array([rows.size for rows in batches]))
+    if len(mine):
+        totals = train_cohort(
+            model,
+            params,
+            clients,
+            cohort[mine],
+            [batches[i] for i in mine],
+            lr=config.client_lr,
+            step=step,
+            strategy=strategy,
+            then=Trained.total,
+        )
+    else:  # more ranks than clients
+        nothing = {name: torch.zeros_like(p) for name, p in params.items()}
+        totals = [(nothing, clients.inputs.new_zeros(()))]
     weight = float(clients.sizes[cohort].sum())
     sums, loss = totals[0]
     for other, other_loss in totals[1:]:
         sums = {name: total.add_(other[name]) for name, total in sums.items()}
         loss = loss + other_loss
-    average = {name: total / weight for name, total in sums.items()}
+    *values, loss = distributed.all_sum([*sums.values(), loss])
+    average = {name: total / weight for name, total in zip(sums, values, strict=True)}
     params = server_step(params, average, server_lr=config.server_lr)
     return params, float(loss) / weight
 
@@ -216,6 +225,10 @@ def run_fedavg(
     (seed, t) alone: the same seed gives the same result, and a resumed run the result of one that
     was never stopped, to the last bit on the same machine with as many threads
     (``OMP_NUM_THREADS``), and up to rounding elsewhere.
+
+    Several processes may run it together, each on a share of every cohort, once they have joined
+    (``fedlib.distributed``). All return the same bits. Then ``metrics`` is called, and the
+    checkpoint read and written, on rank 0 alone.
 
     Args:
         model: any module that is a pure function of its parameters (no dropout, no batch
@@ -246,10 +259,11 @@ def run_fedavg(
             returns anything but numbers by name.
         ValueError: before the first round, if an argument, the data and the model do not fit, or
             neither the checkpoint nor the previous one is whole and of this run, or it is further
-            than ``num_rounds``.
+            than ``num_rounds``, or ranks were given different runs.
         OSError: if the checkpoint cannot be written, which shows before the first round, or when
             the disk is full; what was written before is intact.
         FloatingPointError: if the loss or the parameters stop being finite.
+        RuntimeError: if another rank stopped.
 
     Example:
         >>> import torch
@@ -283,8 +297,14 @@ def run_fedavg(
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
     state = RunState(0, params, [])
-    if checkpoint is not None:
+    rank, num_ranks = distributed.rank()
+    if checkpoint is not None or num_ranks > 1:
         identity = run_identity(asdict(config), int(seed), model, clients, step=step.name)
+        rest = dict(num_rounds=config.num_rounds, eval_every=eval_every)
+        distributed.check_same(identity | rest)
+    if rank > 0:
+        checkpoint = None
+    if checkpoint is not None:
         checkpoint = Checkpoint(checkpoint, identity)
         state = checkpoint.load(device=clients.device) or state
         first, ends = state.round_num, [entry["round_num"] for entry in state.entries]
@@ -296,10 +316,11 @@ def run_fedavg(
             )
         if first < config.num_rounds:  # shows before the first round that it can be written
             checkpoint.save(state)
+    state = RunState(*distributed.from_first(tuple(state), device=clients.device))
 
     try:
         rounds = range(state.round_num, config.num_rounds)
-        for t in tqdm(rounds, desc="rounds", disable=not progress):
+        for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
             rng, entries = np.random.default_rng([seed, t]), state.entries
             params, loss = run_round(
                 model, state.params, clients, config, rng=rng, step=step, strategy=strategy
@@ -310,7 +331,8 @@ def run_fedavg(
                     f"Use a client_lr smaller than {config.client_lr}."
                 )
             if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-                measured = _measure(metrics, params, entries)
+                measured = _measure(metrics, params, entries) if rank == 0 else {}
+                measured = distributed.from_first(measured)
                 entries = [*entries, {"round_num": t + 1, "loss": loss, "metrics": measured}]
             state = RunState(t + 1, params, entries)  # at once: an interrupt finds a whole state
             if checkpoint is not None:

@@ -311,7 +311,7 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
                 f"{outputs.dtype}. Bring both to one dtype."
             )
         return
-    needed = int(clients.targets.max()) + 1
+    needed = clients.num_classes
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < needed:
         raise ValueError(
             f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least {needed} "

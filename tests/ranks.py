@@ -1,0 +1,179 @@
+"""What the ranks of test_distributed.py run: each in a process of its own, or under torchrun."""
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import long_run
+import numpy as np
+import torch
+from test_fedavg import CONFIG, federation
+from tqdm.auto import tqdm
+
+import fedlib as fl
+from fedlib.engine import Strategy
+
+RAGGED = (5, 9, 3, 12, 1, 7)
+ONE_STEP = replace(CONFIG, local_steps=1, cohort_size=5)
+
+
+def real():
+    rng = np.random.default_rng(3)
+    inputs, targets = torch.as_tensor(rng.standard_normal((8, 5))), torch.as_tensor(rng.random(8))
+    return fl.ClientData(inputs, targets, np.array([3, 5]))
+
+
+def frozen():
+    model = fl.MLP((1, 4, 4), 3).double()
+    model.body.requires_grad_(False)
+    return model
+
+
+CASES = {
+    "loop": dict(strategy="loop"),
+    "threads": dict(strategy=Strategy(threads=2), model=fl.CNN((1, 4, 4), 3).double()),
+    "stacked": dict(strategy="stacked"),
+    "chunks": dict(strategy=Strategy(stack=True, chunk=2), config=replace(CONFIG, cohort_size=6)),
+    "merged": dict(config=ONE_STEP, strategy="merged"),
+    "merged, chunks": dict(config=ONE_STEP, strategy=Strategy(merge=True, chunk=2)),
+    "full batches": dict(config=replace(CONFIG, cohort_size=None, batch_size=None)),
+    "momentum": dict(step=fl.momentum(0.9)),
+    "one client": dict(config=replace(CONFIG, cohort_size=1)),
+    "one client, one step": dict(config=replace(ONE_STEP, cohort_size=1)),
+    "real targets": dict(
+        clients=real(), model=fl.LinearNet(5, 2).double(), config=replace(CONFIG, cohort_size=2)
+    ),
+    "frozen body": dict(model=frozen()),
+    "float32": dict(clients=federation(RAGGED, dtype=torch.float32), model=fl.MLP((1, 4, 4), 3)),
+}
+
+DIFFERENT = {
+    "seed=0 on rank 0, 1 on rank 1": lambda rank: dict(seed=rank),
+    "client_lr=0.1 on rank 0, 1.1 on rank 1": lambda rank: dict(
+        config=replace(CONFIG, client_lr=0.1 + rank)
+    ),
+    "num_rounds=4 on rank 0, 5 on rank 1": lambda rank: dict(
+        config=replace(CONFIG, num_rounds=4 + rank)
+    ),
+    "eval_every=1 on rank 0, 2 on rank 1": lambda rank: dict(eval_every=1 + rank),
+    r"step=sgd on rank 0, momentum\(0.9\) on rank 1": lambda rank: dict(
+        step=fl.momentum() if rank else fl.sgd
+    ),
+    "data=.* on rank 0, .* on rank 1": lambda rank: dict(clients=federation(seed=rank)),
+    "start=.* on rank 0, .* on rank 1": lambda rank: dict(
+        model=fl.MLP((1, 4, 4), 3, seed=rank).double()
+    ),
+}
+
+
+def start(**change):
+    run = dict(
+        model=fl.MLP((1, 4, 4), 3).double(),
+        clients=federation(RAGGED),
+        config=CONFIG,
+        seed=0,
+        progress=False,
+    )
+    return fl.run_fedavg(**(run | change))
+
+
+def plain(result):
+    """What can be saved: parameters, rounds, losses, metrics."""
+    history = result.history
+    metrics = {name: series.tolist() for name, series in history.metrics.items()}
+    return result.params, history.round_num.tolist(), history.loss.tolist(), metrics
+
+
+def all_cases(rank):
+    own = dict(metrics=lambda params: {"process": os.getpid()})  # no two ranks measure the same
+    return {name: plain(start(**own | change)) for name, change in CASES.items()}
+
+
+def all_refusals(rank):
+    messages = []
+    for change in DIFFERENT.values():
+        try:
+            start(**change(rank.index))
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def sums(rank):
+    """Sums of two dtypes, in turn."""
+    numbers = [
+        torch.full((2, 3), 10.0**rank.index, dtype=torch.float64),
+        torch.tensor(1.5 * rank.index),
+        torch.full((4, 1), 2.0**rank.index, dtype=torch.float64),
+    ]
+    return fl.distributed.all_sum(numbers)
+
+
+def work(rank):
+    return sums(rank), all_cases(rank), all_refusals(rank)
+
+
+def stop_in_round_3(rank, path, how):
+    """Rank 0's metrics stop; or rank 1 is killed, at work on its client."""
+    calls = []
+
+    def metrics(params):
+        calls.append(1)
+        if how == "error" and len(calls) == 3 + 3 * CONFIG.local_steps:
+            raise ZeroDivisionError
+        return {"norm": params["head.weight"].norm()}
+
+    def update(*args):
+        calls.append(1)
+        if how == "kill" and rank.index == 1 and len(calls) > 2 * CONFIG.local_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fl.sgd.update(*args)
+
+    if rank.index:  # its own path is not used
+        path = Path(path).parent / "nowhere" / "run"
+    config = replace(CONFIG, cohort_size=2)
+    step = fl.sgd._replace(update=update)
+    return plain(start(step=step, metrics=metrics, checkpoint=path, config=config))
+
+
+def long(rank, rounds):
+    return plain(long_run.run(rounds=rounds))
+
+
+def in_a_process(function, index, count, port, folder, *args):
+    """Run a function of the rank, and leave what it returns, or its error, in the folder."""
+    os.environ |= {
+        "RANK": str(index),
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(index),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
+    try:
+        with fl.distributed.join(device="cpu", threads=1, timeout=60) as rank:
+            found = function(rank, *args)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+    torch.save(found, folder / f"{index}.pt")
+
+
+def main():
+    folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+    tqdm.set_lock(threading.RLock())
+    with fl.distributed.join(device="cpu", threads=1, timeout=60) as rank:
+        restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        file = folder / f"{restart}.{rank.index}"
+        file.with_suffix(".tmp").write_text(str(os.getpid()))
+        file.with_suffix(".tmp").rename(file)
+        result = long_run.run(folder / "run", rounds)
+    torch.save(plain(result), folder / f"{rank.index}.pt")
+
+
+if __name__ == "__main__":
+    main()
