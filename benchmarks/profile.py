@@ -33,15 +33,15 @@ def profile(work: Workload, strategy: str, *, repeats: int = 5) -> dict:
     A kernel is an operator that reads or writes numbers. Its time, without that of the operators it
     calls, is little inflated by the profiler, whose own work falls between the operators. What is
     between them is therefore not taken from the profile: it is the time of a round without profiler
-    that the kernels leave. (Where they leave none, because kernels were slower under the profiler,
-    they are scaled down to the round.) Rounds with and without profiler take turns; all figures are
-    medians. Of a loop, where clients come one after the other, one client is profiled, and stands
-    for all.
+    that the kernels leave, or none, if they leave none. Rounds with and without profiler take
+    turns. The parts are those of the least disturbed rounds, the shortest time of each, and are
+    scaled to the median round. Of a loop, where clients come one after the other, one client is
+    profiled, and stands for all.
 
     Args:
         work: the workload.
         strategy: how fedlib runs it.
-        repeats: rounds of either kind.
+        repeats: rounds of either kind; short rounds get up to five times as many.
 
     Returns:
         ``seconds`` of a round, their ``categories``, which add up to them; ``flops``; ``bytes``.
@@ -68,24 +68,23 @@ def profile(work: Workload, strategy: str, *, repeats: int = 5) -> dict:
     seconds, kernels, before = [], [], torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one_round(config, 0)
-        for t in range(1, repeats + 1):
+        while len(seconds) < repeats or (sum(seconds) < 0.5 and len(seconds) < 5 * repeats):
+            t = len(seconds)
+            one_round(part, t)  # reading a profile leaves the caches cold
             seconds.append(one_round(config, t))
             with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as watched:
                 one_round(part, t)
             kernels.append(_by_category(watched))
     finally:
         torch.set_num_threads(before)
-    whole = median(seconds)
-    inside = {name: share * median(c[name] for c in kernels) for name in CATEGORIES[:-1]}
-    total = sum(inside.values())
-    scale = min(1, whole / total)
+    inside = {name: share * min(found[name] for found in kernels) for name in CATEGORIES[:-1]}
+    whole, least, total = median(seconds), min(seconds), sum(inside.values())
+    parts = inside | {CATEGORIES[-1]: max(0.0, least - total)}
     return {
         "flops": flops_of(work),
         "bytes": bytes_of(work, merged=strategy == "merged"),
         "seconds": whole,
-        "categories": {name: scale * s for name, s in inside.items()}
-        | {CATEGORIES[-1]: max(0.0, whole - total)},
+        "categories": {name: part * whole / max(least, total) for name, part in parts.items()},
     }
 
 
