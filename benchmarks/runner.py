@@ -4,6 +4,7 @@ __all__ = [
     "BASELINE",
     "CONTESTANTS",
     "Setting",
+    "execute",
     "lines_of_user_code",
     "python_of",
     "run",
@@ -184,10 +185,29 @@ def _process(
     # -P: contestants are named as what they import, and must not import themselves.
     command = [python, "-P", folder / f"{setting.name}.py", work, output]
     command += ["--setting", setting.key, "--rounds", str(rounds), "--seconds", str(seconds)]
-    threads = {"OMP_NUM_THREADS": str(setting.threads)}
-    environment = os.environ | threads | {"PYTHONPATH": str(ROOT)}
-    for file in (output, output.with_suffix(".npz")):
-        file.unlink(missing_ok=True)
+    output.with_suffix(".npz").unlink(missing_ok=True)
+    report = execute(command, output, threads=setting.threads)
+    with np.load(output.with_suffix(".npz")) as params:
+        report["params"] = dict(params)
+    return report
+
+
+def execute(command: list, output: Path, *, threads: int) -> dict:
+    """Run a command that writes a report, and end all that it started.
+
+    Args:
+        command: what to run.
+        output: the report, in JSON; what the command prints goes beside it.
+        threads: OMP_NUM_THREADS.
+
+    Returns:
+        The report.
+
+    Raises:
+        RuntimeError: if the command crashes, takes too long, or writes no report; says which.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    output.unlink(missing_ok=True)
     log = output.with_suffix(".log")
     with log.open("w") as stream:  # a file, since a daemon left behind would hold a pipe open
         process = subprocess.Popen(
@@ -201,10 +221,7 @@ def _process(
             _end(process)
     if code or not output.exists():
         raise RuntimeError(f"crashed: {_last_line(log.read_text())}")
-    report = json.loads(output.read_text())
-    with np.load(output.with_suffix(".npz")) as params:
-        report["params"] = dict(params)
-    return report
+    return json.loads(output.read_text())
 
 
 def _end(process: subprocess.Popen) -> None:

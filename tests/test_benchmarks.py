@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import runner
+from benchmarks import __main__, runner
+from benchmarks.profile import CATEGORIES, STRATEGIES, bytes_of, flops_of, profile
 from benchmarks.runner import BASELINE, CONTESTANTS, MARKERS, Setting
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, make
 
@@ -123,6 +124,62 @@ def test_a_contestant_that_fails_is_reported_with_the_reason(tmp_path, monkeypat
     assert "the disk is on fire" in runner.table(figures)
 
 
+def test_flops_and_bytes_are_those_counted_by_hand():
+    work = WORKLOADS["LIN"]
+    (d,), k, b = work.shape, work.hidden, work.batch_size
+    # Forward: B^T x and <w, .>; backward: the gradients of w, of its inputs, and of B.
+    a_step = 2 * b * (d * k + k + k + k + d * k)
+    assert flops_of(work) == 100 * 10 * a_step
+    numbers = 5 * (d * k + k) + k + b * (d + 1)
+    assert bytes_of(work) == 100 * 10 * 4 * numbers
+    assert flops_of(WORKLOADS["IMG"]) == 50 * flops_of(WORKLOADS["IMG1"])
+    merged = 4 * (5 * (d * k + k) + k + 1000 * b * (d + 1))
+    assert bytes_of(work, merged=True) == merged
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_parts_of_a_round_add_up_to_it(name):
+    assert STRATEGIES.keys() == WORKLOADS.keys()
+    figures = profile(QUICK[name], STRATEGIES[name], repeats=1)
+    assert figures.keys() == {"seconds", "categories", "flops", "bytes"}
+    parts = figures["categories"]
+    assert list(parts) == CATEGORIES
+    assert sum(parts.values()) == pytest.approx(figures["seconds"])
+    assert all(seconds >= 0 for seconds in parts.values())
+    convolves = name.startswith("IMG")
+    assert (parts["convolution"] > 0) == (parts["pooling"] > 0) == convolves
+    assert parts["matrix product"] > 0
+    assert parts["pointwise and rest"] > 0
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_profile_and_scale_is_complete(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "quick.json"
+    options = ["--quick", "--only", "fedlib", "--work", "profile", "scale", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *options])
+    __main__.main()
+    record = json.loads(output.read_text())
+    assert record["work"] == {}
+    complete(record)
+    assert "efficiency" in capsys.readouterr().out
+
+
+def complete(record):
+    assert record["profile"].keys() == STRATEGIES.keys()
+    ranks, clients, cohort = (record["scale"][name] for name in ("ranks", "clients", "cohort"))
+    assert ranks.keys() == {"1", "2", "efficiency", "difference"}
+    assert ranks["difference"] < 1e-5
+    assert 0 < ranks["efficiency"] < 2
+    assert len(clients) == len(cohort) == 3
+    for figures in [ranks["1"], ranks["2"], *clients.values(), *cohort.values()]:
+        assert figures["seconds"] > 0
+    most = max(clients, key=int), max(cohort, key=int)
+    assert clients[most[0]] == cohort[most[1]]
+    sizes = [figures["bytes_on_disk"] for figures in clients.values()]
+    assert len(set(sizes)) == 3
+    assert all("anonymous_megabytes" in figures for figures in clients.values())
+
+
 @pytest.mark.skipif(not RESULT.exists(), reason="no benchmark is stored")
 def test_the_stored_result_is_complete():
     record = json.loads(RESULT.read_text())
@@ -133,3 +190,4 @@ def test_the_stored_result_is_complete():
         assert {name.split()[0] for name in figures} == set(NAMES)
         assert all("failed" in f or f["seconds"] > 0 for f in figures.values())
         assert runner.table(figures)
+    complete(record)
