@@ -188,7 +188,8 @@ def test_torchrun_starts_killed_ranks_again_and_the_run_ends_in_the_same_bits(
     killed = torchrun(folder, rounds, kills)
     for restart in range(kills):
         files = [folder / f"{restart}.{index}" for index in range(2)]
-        while killed.poll() is None and not all(file.exists() for file in files):
+        while not all(file.exists() for file in files):
+            assert killed.poll() is None, killed.communicate()[0]
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.002 * rounds / kills))
         os.kill(int(files[rng.integers(2)].read_text()), signal.SIGKILL)
