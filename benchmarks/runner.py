@@ -34,9 +34,9 @@ ENVIRONMENTS = ROOT / "_build" / "benchmarks"
 FOLDER = Path(__file__).parent / "contestants"
 MARKERS = "# --- user code ---", "# --- end of user code ---"
 LOSS_TOLERANCE = 1e-3
-UPDATE_TOLERANCE = 1e-2
+UPDATE_TOLERANCE = 3e-2
 """Relative differences from the baseline that pass. Rounding makes 3e-5 of the update, but now and
-then takes one client across a kink of ReLU or pooling, and that has made 3e-3."""
+then takes clients across a kink of ReLU or pooling, and that has made 1.5e-2."""
 TIMEOUT = 120
 """Seconds that a process may take."""
 
