@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser links retarget clean
+.PHONY: help book test check format refresh site serve browser benchmark links retarget clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -52,6 +52,10 @@ serve: site  ## build the website and serve it on this machine
 browser: site  ## build the website and open every page in Chromium
 	@echo "==> Opening every page in Chromium"
 	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
+
+benchmark: .venv/installed  ## time fedlib and other simulators on the same work (20 minutes)
+	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"
+	@$(BIN)/python -m benchmarks
 
 links: .venv/installed  ## ask every external link of the book whether it still answers
 	@echo "==> Checking external links"

@@ -2,6 +2,7 @@
 
 from fedlib import distributed, experiments, linear, plot
 from fedlib.aggregate import server_step, weighted_average
+from fedlib.batches import draw_batches
 from fedlib.cifar import DataError, load_cifar10, load_cifar100
 from fedlib.clients import ClientData
 from fedlib.data import ImageSet, load_digits
@@ -11,7 +12,7 @@ from fedlib.experiments.store import load_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, History, run_fedavg, run_round
 from fedlib.finetune import fine_tune
 from fedlib.glyphs import load_glyphs
-from fedlib.local import LocalResult, draw_batches, local_sgd, task_loss
+from fedlib.local import LocalResult, local_sgd, task_loss
 from fedlib.models import CNN, MLP, BodyHead, LinearNet, Params, params_of, with_body
 from fedlib.partition import (
     partition_by_class,

@@ -23,10 +23,11 @@ from fedlib._checks import (
     check_type,
 )
 from fedlib.aggregate import server_step
+from fedlib.batches import draw_batches
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
-from fedlib.local import check_clients, check_model, check_params, draw_batches
+from fedlib.local import check_clients, check_model, check_params
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, sgd
 

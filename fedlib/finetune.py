@@ -8,9 +8,10 @@ import numpy as np
 from torch import nn
 
 from fedlib._checks import check_in, check_int, check_positive, check_positive_int
+from fedlib.batches import draw_batches
 from fedlib.clients import ClientData
 from fedlib.engine import train_cohort
-from fedlib.local import check_model, draw_batches
+from fedlib.local import check_model
 from fedlib.models import Params
 
 

@@ -5,11 +5,10 @@ __all__ = [
     "check_clients",
     "check_model",
     "check_params",
-    "draw_batches",
     "example_losses",
     "local_sgd",
     "run_steps",
-    "take_step",
+    "take_steps",
     "task_loss",
     "trainable_of",
 ]
@@ -75,39 +74,6 @@ def example_losses(
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
-def draw_batches(
-    size: int, *, local_steps: int, batch_size: int | None, rng: np.random.Generator
-) -> Int[np.ndarray, "local_steps batch"]:
-    """Draw the examples that one client uses in one round.
-
-    The client shuffles its examples, walks through them a batch at a time, and shuffles anew when
-    fewer than a batch are left; so no batch holds an example twice.
-
-    Args:
-        size: the client's number of examples.
-        local_steps: number of batches.
-        batch_size: examples per batch; None, or at least ``size``, takes all of them in order,
-            which makes the local steps plain gradient descent.
-        rng: shuffles.
-
-    Returns:
-        Positions among the client's examples, one row per step.
-
-    Example:
-        >>> draw_batches(4, local_steps=2, batch_size=2, rng=np.random.default_rng(0)).shape
-        (2, 2)
-        >>> draw_batches(3, local_steps=2, batch_size=None, rng=np.random.default_rng(0))
-        array([[0, 1, 2],
-               [0, 1, 2]])
-    """
-    if batch_size is None or batch_size >= size:
-        return np.tile(np.arange(size), (local_steps, 1))
-    per_epoch = size // batch_size
-    epochs = -(-local_steps // per_epoch)
-    order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
-    return order.reshape(-1, batch_size)[:local_steps]
-
-
 def local_sgd(
     model: nn.Module,
     params: Params,
@@ -153,36 +119,42 @@ def trainable_of(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def take_step(
+def take_steps(
     loss: Callable[..., Tensor],
     step: LocalStep,
     lr: float,
     params: Params,
     leaves: Params,
     state: object,
-    batch: Sequence[Tensor | None],
-) -> tuple[Params, object, Tensor]:
-    """Take one step: gradients of the leaves, then the rule.
+    batches: Iterable[Sequence[Tensor | None]],
+) -> tuple[Params, object, list[Tensor]]:
+    """Take one step per batch: gradients of the leaves, then the rule.
 
     Args:
         loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
         step: the rule.
         lr: step size α.
         params: all parameters; where ``leaves`` has the same name, the leaf counts.
-        leaves: the parameters that move.
+        leaves: the parameters that move; their tensors are set to need gradients.
         state: the rule's state.
-        batch: arguments of ``loss``.
+        batches: arguments of ``loss``, step by step.
 
     Returns:
-        New leaves, new state, and the losses before the step.
+        New leaves, new state, and each step's losses before it.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in leaves.items()}
-    losses = loss(params | leaves, *batch)
-    # A client's loss depends on its own parameters only: one gradient of the sum serves a stack.
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-    with torch.no_grad():
-        moved, state = step.update(list(leaves.values()), list(grads), state, lr)
-    return dict(zip(leaves, moved, strict=True)), state, losses.detach()
+    met = []
+    for batch in batches:
+        for p in leaves.values():
+            p.requires_grad_()
+        losses = loss(params | leaves, *batch)
+        # A client's loss depends on its own parameters only: the gradient of the sum serves all.
+        total = losses.sum() if losses.ndim else losses
+        grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        with torch.no_grad():
+            moved, state = step.update(list(leaves.values()), list(grads), state, lr)
+        leaves = dict(zip(leaves, moved, strict=True))
+        met.append(losses.detach())
+    return leaves, state, met
 
 
 def run_steps(
@@ -194,9 +166,9 @@ def run_steps(
     step: LocalStep,
     trainable: Collection[str],
     extra: list[Tensor] | None = None,
-    take: Callable[..., tuple[Params, object, Tensor]] = take_step,
+    take: Callable[..., tuple[Params, object, list[Tensor]]] = take_steps,
 ) -> LocalResult:
-    """Take one step per batch: the loop inside every strategy, for one client or for a stack.
+    """Run the local steps of one client, or of a stack of clients: what every strategy does.
 
     Args:
         loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
@@ -206,18 +178,16 @@ def run_steps(
         step: the rule.
         trainable: names of the parameters that move.
         extra: passed to the rule's ``init``.
-        take: how one step is computed; see ``take_step``.
+        take: how the steps are computed; see ``take_steps``.
 
     Returns:
         Parameters after the last step, and the mean of the losses over the steps.
     """
     leaves = {name: p.detach() for name, p in params.items() if name in trainable}
     state = step.init(list(leaves.values()), extra)
-    losses = []
-    for batch in batches:
-        leaves, state, value = take(loss, step, lr, params, leaves, state, batch)
-        losses.append(value)
-    return LocalResult(params | leaves, torch.stack(losses).mean(0))
+    leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
+    moved = {name: p.detach() for name, p in leaves.items()}
+    return LocalResult(params | moved, torch.stack(losses).mean(0))
 
 
 def check_clients(clients: ClientData) -> None:
@@ -258,7 +228,8 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
     Raises:
         TypeError: as ``check_params`` and ``check_clients``.
         ValueError: as ``check_params``; and if a parameter is not finite, calling the model fails,
-            changes its buffers or draws random numbers, or its outputs do not fit the targets.
+            changes its buffers or draws random numbers, an example's output depends on others, or
+            outputs do not fit the targets.
     """
     check_params(model, params)
     check_clients(clients)
@@ -268,10 +239,11 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
         )
     x = clients.inputs[:2]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    generator = torch.random.get_rng_state()
+    gpus = [x.device] if x.device.type == "cuda" else []
+    generators = _generators(gpus)
     try:
-        with torch.no_grad():
-            outputs = functional_call(model, {**params, **buffers}, (x,))
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            outputs, after = functional_call(model, {**params, **buffers}, (x,)), _generators(gpus)
     except Exception as error:
         raise ValueError(
             f"Invalid model: it cannot take inputs of shape {tuple(x.shape)}, dtype {x.dtype} on "
@@ -284,8 +256,7 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
             f"Invalid params: {broken[0]} holds NaN or infinity. Start from finite numbers; if "
             "they come from a run, use a smaller step size there."
         )
-    if not torch.equal(generator, torch.random.get_rng_state()):
-        torch.random.set_rng_state(generator)
+    if not all(map(torch.equal, generators, after)):
         raise ValueError(
             "Invalid model: it draws from torch's global generator, as dropout does. "
             "Leave out dropout, or call model.eval()."
@@ -308,13 +279,24 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
                 f"Invalid targets of type {clients.targets.dtype}: the model's outputs are "
                 f"{outputs.dtype}. Bring both to one dtype."
             )
-        return
-    needed = clients.num_classes
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < needed:
+    else:
+        needed, shape = clients.num_classes, getattr(outputs, "shape", ())
+        if len(shape) != 2 or shape[0] != len(x) or shape[1] < needed:
+            raise ValueError(
+                f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least "
+                f"{needed} outputs per example."
+            )
+    with torch.no_grad():
+        twice = functional_call(model, {**params, **buffers}, (x[:1].expand(2, *x.shape[1:]),))
+    if not torch.allclose(outputs[:1], twice[:1], rtol=1e-3, atol=1e-5):
         raise ValueError(
-            f"Invalid model: {found}, but labels reach {needed - 1}. It needs at least {needed} "
-            "outputs per example."
+            "Invalid model: an example's output depends on the others of its batch, as with batch "
+            "normalisation. Use GroupNorm instead, or call model.eval()."
         )
+
+
+def _generators(gpus: list[torch.device]) -> list[Tensor]:
+    return [torch.random.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)]
 
 
 def _describe(outputs: object) -> str:

@@ -49,10 +49,10 @@ def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
 
 
 def _linear(module: nn.Linear, params: Params, inputs: Tensor) -> Tensor:
-    # The weights stand on the left, so that in the backward pass the gradient of the weights is
-    # (out, b) @ (b, in): several times faster on CPUs than its transpose (in, b) @ (b, out).
-    weight = params["weight"]
-    flat = inputs.flatten(1, -2)
+    # The weights stand on the left, so that the backward pass makes their gradient as
+    # (out, b) @ (b, in), in the layout of the weights. The other way round it makes the transpose:
+    # several times slower on CPUs for a few outputs, and slow to subtract for many.
+    weight, flat = params["weight"], inputs.flatten(1, -2)
     if module.bias is None:
         outputs = torch.bmm(weight, flat.mT).mT
     else:

@@ -3,12 +3,13 @@
 import jaxtyping
 import matplotlib
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 matplotlib.use("agg")  # no windows (not by MPLBACKEND: the notebooks' kernels would inherit it)
 
 # The same random instances everywhere, and no complaint where a machine is slow.
-settings.register_profile("book", deadline=None, derandomize=True)
+slow = HealthCheck.too_slow
+settings.register_profile("book", deadline=None, derandomize=True, suppress_health_check=[slow])
 settings.load_profile("book")
 
 

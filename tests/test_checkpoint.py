@@ -398,7 +398,7 @@ def test_a_checkpoint_further_than_the_run_is_refused(tmp_path):
 
 def test_a_run_cannot_end_at_a_round_that_was_not_evaluated(tmp_path):
     config = replace(CONFIG, cohort_size=1, local_steps=2)
-    path, run = tmp_path / "run", dict(model=Interrupted(6), config=config, eval_every=4)
+    path, run = tmp_path / "run", dict(model=Interrupted(7), config=config, eval_every=4)
     with pytest.raises(KeyboardInterrupt):
         start(path, **run)
     with pytest.raises(ValueError, match="num_rounds=2: .* is at round 2. Use num_rounds >= 3"):

@@ -305,6 +305,7 @@ def test_control_variates_need_corrections():
         (lambda: fl.momentum(1.0), r"Invalid beta=1.0: must be in \[0, 1\)"),
         (lambda: fl.proximal(-1.0), "Invalid mu=-1.0"),
         (lambda: Strategy(stack=True, merge=True), "Invalid stack=True with merge=True"),
+        (lambda: Strategy(compile=True), "Invalid compile=True: only stacks"),
         (lambda: Strategy(chunk=3), "Invalid chunk=3: a job is one client"),
         (lambda: Strategy(threads=0), "Invalid threads=0"),
     ],

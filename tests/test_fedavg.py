@@ -216,6 +216,14 @@ def test_config_refuses(change, error, message, as_readers_run_it):
             "torch's global generator.*Leave out dropout",
         ),
         (
+            dict(
+                model=nn.Sequential(
+                    nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(16, 3)
+                ).double()
+            ),
+            "depends on the others of its batch.*Use GroupNorm",
+        ),
+        (
             dict(model=nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).double()),
             "changes its buffer 0.running_mean.*Use GroupNorm",
         ),

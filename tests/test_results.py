@@ -15,12 +15,14 @@ RESULTS = sorted((Path(__file__).parent.parent / "book" / "results").glob("*.jso
 def test_provenance_is_complete(path):
     record = fl.load_result(path.stem)["provenance"]
     assert set(record) == set(store.PROVENANCE)
-    assert record["command"].startswith(f"python -m fedlib.experiments {path.stem}")
+    timed = path.stem == "benchmarks"  # on one draw of the work; its spread is that of the clock
+    command = "python -m benchmarks" if timed else f"python -m fedlib.experiments {path.stem}"
+    assert record["command"].startswith(command)
     assert "dirty" not in record["commit"]
     assert "unknown" not in record["commit"]
     assert record["wall_seconds"] > 0
     assert {"python", "torch", "numpy"} <= set(record["versions"])
-    assert len(record["seeds"]) >= 5
+    assert len(record["seeds"]) >= (1 if timed else 5)
 
 
 def test_there_are_results():

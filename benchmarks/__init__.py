@@ -1,0 +1,1 @@
+"""fedlib beside other simulators of federated averaging: ``python -m benchmarks``."""

@@ -1,0 +1,111 @@
+"""Batches: which examples a client uses in a round, and how they are laid side by side."""
+
+__all__ = ["Batch", "draw_batches", "gather", "merge_batches", "stack_batches"]
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fedlib.clients import ClientData
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Inputs, targets, and weights of the examples or None."""
+
+
+def draw_batches(
+    size: int, *, local_steps: int, batch_size: int | None, rng: np.random.Generator
+) -> Int[np.ndarray, "local_steps batch"]:
+    """Draw the examples that one client uses in one round.
+
+    The client shuffles its examples, walks through them a batch at a time, and shuffles anew when
+    fewer than a batch are left; so no batch holds an example twice.
+
+    Args:
+        size: the client's number of examples.
+        local_steps: number of batches.
+        batch_size: examples per batch; None, or at least ``size``, takes all of them in order,
+            which makes the local steps plain gradient descent.
+        rng: shuffles.
+
+    Returns:
+        Positions among the client's examples, one row per step.
+
+    Example:
+        >>> draw_batches(4, local_steps=2, batch_size=2, rng=np.random.default_rng(0)).shape
+        (2, 2)
+        >>> draw_batches(3, local_steps=2, batch_size=None, rng=np.random.default_rng(0))
+        array([[0, 1, 2],
+               [0, 1, 2]])
+    """
+    if batch_size is None or batch_size >= size:
+        return np.tile(np.arange(size), (local_steps, 1))
+    per_epoch = size // batch_size
+    epochs = -(-local_steps // per_epoch)
+    order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
+    return order.reshape(-1, batch_size)[:local_steps]
+
+
+def stack_batches(
+    starts: np.ndarray, batches: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return rows of the data, (local_steps, k, b), and weights within batches, (k, b) or None.
+
+    Shorter batches are filled up with examples of weight zero.
+    """
+    widths = np.array([rows.shape[1] for rows in batches])
+    if (widths == widths[0]).all():
+        rows = np.stack(batches, axis=1)
+        return rows + starts[:, None], None
+    full = np.arange(widths.max()) < widths[:, None]
+    rows = np.zeros((len(batches[0]), *full.shape), dtype=np.int64)
+    for i, own in enumerate(batches):
+        rows[:, i, : widths[i]] = own
+    return rows + starts[:, None], full / widths[:, None]
+
+
+def merge_batches(
+    starts: np.ndarray, batches: Sequence[np.ndarray], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of the data, (1, 1, b), and weights that make one batch of many, (b,)."""
+    rows = np.concatenate([start + own[0] for start, own in zip(starts, batches, strict=True)])
+    widths = np.array([own.shape[1] for own in batches])
+    shares = np.repeat(weights / weights.sum() / widths, widths)
+    return rows[None, None], shares
+
+
+def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) -> Iterable[Batch]:
+    """Return the batch of each step: a list if all steps have the same.
+
+    Args:
+        clients: the data.
+        rows: rows of the data, shape (local_steps, b), or (local_steps, k, b) for a stack.
+        weights: of the examples of every batch; None if they count alike.
+    """
+    if weights is not None:
+        weights = torch.as_tensor(weights, dtype=clients.inputs.dtype, device=clients.device)
+    shape, flat = rows.shape[1:], rows.reshape(len(rows), -1)
+    if (flat == flat[0]).all():  # full batches: gathered once
+        x, y = _select(clients, flat[0])
+        return [(x.unflatten(0, shape), y.unflatten(0, shape), weights)] * len(flat)
+    index = torch.as_tensor(flat, device=clients.device)
+    # Targets are small: one call for all steps. Inputs are gathered when the step needs them, and
+    # are in the cache then.
+    targets = clients.targets.index_select(0, index.flatten()).view(rows.shape)
+    inputs = (clients.inputs.index_select(0, row) for row in index)
+    if len(shape) > 1:
+        inputs = (x.unflatten(0, shape) for x in inputs)
+    return ((x, y, weights) for x, y in zip(inputs, targets, strict=True))
+
+
+def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    if (np.diff(rows) == 1).all():
+        whole = slice(int(rows[0]), int(rows[-1]) + 1)
+        x, y = clients.inputs[whole], clients.targets[whole]
+        # Kernels round by alignment: data that lie otherwise than in a copy are copied.
+        if x.data_ptr() % 64 == y.data_ptr() % 64 == 0:
+            return x, y
+    index = torch.as_tensor(rows, device=clients.device)
+    return clients.inputs.index_select(0, index), clients.targets.index_select(0, index)
