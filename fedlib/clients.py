@@ -186,7 +186,7 @@ class ClientData:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits that tell these data, and who holds them, from any others."""
+        """Sixteen hex digits that tell these data and their holders from others; taken once."""
         sizes = torch.as_tensor(self.sizes)
         return digest_of("", {"inputs": self.inputs, "targets": self.targets, "sizes": sizes})
 

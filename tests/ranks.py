@@ -168,9 +168,9 @@ def main():
     tqdm.set_lock(threading.RLock())
     with fl.distributed.join(device="cpu", threads=1, timeout=60) as rank:
         restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        file = folder / f"{restart}.{rank.index}"
-        file.with_suffix(".tmp").write_text(str(os.getpid()))
-        file.with_suffix(".tmp").rename(file)
+        temporary = folder / f"{rank.index}.new"
+        temporary.write_text(str(os.getpid()))
+        temporary.rename(folder / f"{restart}.{rank.index}")
         result = long_run.run(folder / "run", rounds)
     torch.save(plain(result), folder / f"{rank.index}.pt")
 
