@@ -60,8 +60,9 @@ def stack_batches(
         rows = np.stack(batches, axis=1)
         return rows + starts[:, None], None
     full = np.arange(widths.max()) < widths[:, None]
-    rows = np.zeros((len(batches[0]), *full.shape), dtype=np.int64)
-    for i, own in enumerate(batches):
+    rows = np.empty((len(batches[0]), *full.shape), dtype=np.int64)
+    for i, own in enumerate(batches):  # the filling: an example that the step sees anyway
+        rows[:, i] = own[:, :1]
         rows[:, i, : widths[i]] = own
     return rows + starts[:, None], full / widths[:, None]
 
@@ -72,7 +73,7 @@ def merge_batches(
     """Return rows of the data, (1, 1, b), and weights that make one batch of many, (b,)."""
     rows = np.concatenate([start + own[0] for start, own in zip(starts, batches, strict=True)])
     widths = np.array([own.shape[1] for own in batches])
-    shares = np.repeat(weights / weights.sum() / widths, widths)
+    shares = np.repeat(weights / (weights.sum() or 1) / widths, widths)
     return rows[None, None], shares
 
 
@@ -85,7 +86,7 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
         weights: of the examples of every batch; None if they count alike.
     """
     if weights is not None:
-        weights = torch.as_tensor(weights, dtype=clients.inputs.dtype, device=clients.device)
+        weights = torch.as_tensor(weights, device=clients.device)
     shape, flat = rows.shape[1:], rows.reshape(len(rows), -1)
     if (flat == flat[0]).all():  # full batches: gathered once
         x, y = _select(clients, flat[0])

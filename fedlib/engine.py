@@ -7,8 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -35,7 +34,8 @@ class Strategy:
 
     The cohort is cut into jobs of ``chunk`` clients. Jobs run side by side in threads, and the
     clients of a job together, as ``stack`` or ``merge`` say. How the cohort is cut does not depend
-    on the number of threads, so neither do the bits of the result.
+    on the number of threads, so neither do the bits of the result, as long as each job has one
+    thread inside its kernels.
 
     Args:
         stack: give the clients of a job one forward pass, each with its own parameters; without
@@ -102,10 +102,14 @@ class Trained(NamedTuple):
     weights: Float[np.ndarray, " rows"]
 
     def total(self) -> tuple[Params, Tensor]:
-        """Return the weighted sums of parameters and losses."""
+        """Return the weighted sums of parameters and losses, in float32 at least."""
         share = torch.as_tensor(self.weights, device=self.losses.device)
-        sums = {name: torch.tensordot(share.to(p.dtype), p, 1) for name, p in self.params.items()}
-        return sums, torch.dot(share.to(self.losses.dtype), self.losses)
+
+        def weighted(values: Tensor) -> Tensor:
+            dtype = torch.promote_types(values.dtype, torch.float32)
+            return torch.tensordot(share.to(dtype), values.to(dtype), 1)
+
+        return {name: weighted(p) for name, p in self.params.items()}, weighted(self.losses)
 
 
 def choose_strategy(model: nn.Module, device: torch.device) -> str:
@@ -113,8 +117,11 @@ def choose_strategy(model: nn.Module, device: torch.device) -> str:
 
     A GPU wants one large kernel rather than many small ones: stacked. So do small fully connected
     nets on a CPU, where calling a kernel costs more than its work; but the convolutions of a stack
-    run slower there than one client's, and are run one client per thread.
+    run slower there than one client's, and are run one client per thread. Recurrent layers cannot
+    be stacked at all.
     """
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return "threads"
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     return "threads" if convolves and device.type == "cpu" else "stacked"
 
@@ -158,10 +165,13 @@ def train_cohort(
         are of one size; smaller batches come first.
 
     Raises:
-        ValueError: if clients cannot be merged: several local steps, or another rule than SGD.
+        ValueError: if there is no client, not one row of batches, weights or ``extra`` for each,
+            their numbers of local steps differ, a name is unknown, the rule writes in place, or
+            clients cannot be merged: several local steps, or another rule than SGD.
     """
-    if weights is None:
-        weights = clients.sizes[cohort]
+    trainable = trainable_of(model) if trainable is None else trainable
+    weights = clients.sizes[cohort] if weights is None else weights
+    _check_cohort(params, cohort, batches, weights, extra, trainable)
     if strategy == "auto":
         strategy = choose_strategy(model, clients.device)
     if isinstance(strategy, str):
@@ -172,7 +182,6 @@ def train_cohort(
             f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
             f'{len(batches[0])} and {step.name}. Use "auto" or "stacked".'
         )
-    moving = trainable_of(model) if trainable is None else trainable
 
     def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
         starts, own = clients.starts[cohort[places]], [batches[i] for i in places]
@@ -185,7 +194,7 @@ def train_cohort(
         start, more = params, None
         if extra is not None:
             index = torch.as_tensor(places, device=clients.device)
-            more = [extra[name][index] for name in params if name in moving]
+            more = [extra[name][index] for name in params if name in trainable]
         if strategy.stack:
             start = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
         else:
@@ -196,7 +205,7 @@ def train_cohort(
             gather(clients, rows, within),
             lr=lr,
             step=step,
-            trainable=moving,
+            trainable=trainable,
             extra=more,
             take=_take_compiled if strategy.compile else take_steps,
         )
@@ -219,7 +228,38 @@ def train_cohort(
             mine.model = _Replica(model) if not strategy.stack else copy.deepcopy(model)
         return work(mine.model, places)
 
-    return list(_pool(min(threads, len(jobs))).map(work_in_thread, jobs))
+    futures = [_pool(threads).submit(work_in_thread, places) for places in jobs]
+    try:
+        return [future.result() for future in futures]
+    finally:  # after an error or Ctrl-C: nothing goes on in the background
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+def _check_cohort(
+    params: Params,
+    cohort: np.ndarray,
+    batches: Sequence[np.ndarray],
+    weights: np.ndarray,
+    extra: Params | None,
+    trainable: Collection[str],
+) -> None:
+    rows = {"batches": batches, "weights": weights, **(extra or {})}
+    wrong = [name for name, value in rows.items() if len(value) != len(cohort)]
+    if len(cohort) == 0 or wrong:
+        raise ValueError(
+            f"Invalid {wrong[0] if wrong else 'cohort'}: not one row for each client of the "
+            f"cohort, which has {len(cohort)}. Give as many as there are clients, at least one."
+        )
+    steps = {len(own) for own in batches}
+    if len(steps) > 1:
+        raise ValueError(
+            f"Invalid batches: of {sorted(steps)} local steps. Give all clients the same number."
+        )
+    unknown = [name for name in trainable if name not in params]
+    if unknown:
+        raise ValueError(f"Invalid trainable: {unknown[0]} is no parameter. Use names of params.")
 
 
 class _Replica:
@@ -247,7 +287,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "fedlib", initializer=lambda: torch.set_num_threads(1))
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child inherits no threads
+if hasattr(os, "register_at_fork"):  # a forked child inherits no threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 # What the clients of one job may hold together, in bytes. On a CPU: parameters and batches within
 # the cache of one core. On a GPU: so that a few copies, and activations, stay far below its memory.
@@ -278,8 +319,17 @@ def _cut(
     return np.array_split(order, -(-cohort_size // chunk))
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None):
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+def _forward(
+    call: Callable[[Params, Tensor], Tensor],
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+) -> Tensor:
+    if autocast is None:
+        return call(params, x)
+    with torch.autocast(x.device.type, autocast):
+        outputs = call(params, x)
+    return outputs.to(next(iter(params.values())).dtype)
 
 
 def _loss(
@@ -291,10 +341,11 @@ def _loss(
     shares: Tensor | None,
 ) -> Tensor:
     """Return one client's loss, or one weighted loss of merged clients; scalar."""
-    with _autocast(x.device, autocast):
-        outputs = replica(params, x)
-    outputs = outputs.to(x.dtype)
-    return task_loss(outputs, y) if shares is None else example_losses(outputs, y) @ shares
+    outputs = _forward(replica, autocast, params, x)
+    if shares is None:
+        return task_loss(outputs, y)
+    losses = example_losses(outputs, y)
+    return losses @ shares.to(losses.dtype)
 
 
 def _stacked_loss(
@@ -306,10 +357,9 @@ def _stacked_loss(
     shares: Tensor | None,
 ) -> Tensor:
     """Return the losses of k clients, shape (k,)."""
-    with _autocast(x.device, autocast):
-        outputs = stacked_call(model, params, x)
-    losses = example_losses(outputs.to(x.dtype).flatten(0, 1), y.flatten()).view(y.shape)
-    return losses.mean(1) if shares is None else (losses * shares).sum(1)
+    outputs = _forward(partial(stacked_call, model), autocast, params, x)
+    losses = example_losses(outputs.flatten(0, 1), y.flatten()).view(y.shape)
+    return losses.mean(1) if shares is None else (losses * shares.to(losses.dtype)).sum(1)
 
 
 def _take_functional(loss, step, lr, params, leaves, state, batches):

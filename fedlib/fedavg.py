@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -27,7 +26,7 @@ from fedlib.batches import draw_batches
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
-from fedlib.local import check_clients, check_model, check_params
+from fedlib.local import check_clients, check_model, check_params, trainable_of
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, sgd
 
@@ -194,16 +193,22 @@ def run_round(
             then=Trained.total,
         )
     else:  # more ranks than clients
-        nothing = {name: torch.zeros_like(p) for name, p in params.items()}
-        totals = [(nothing, clients.inputs.new_zeros(()))]
+        alone = {name: p[None] for name, p in params.items()}
+        loss = next(iter(params.values())).new_zeros(1)
+        totals = [Trained(mine, alone, loss, np.zeros(1)).total()]
     weight = float(clients.sizes[cohort].sum())
     sums, loss = totals[0]
     for other, other_loss in totals[1:]:
         sums = {name: total.add_(other[name]) for name, total in sums.items()}
         loss = loss + other_loss
     *values, loss = distributed.all_sum([*sums.values(), loss])
-    average = {name: total / weight for name, total in zip(sums, values, strict=True)}
-    params = server_step(params, average, server_lr=config.server_lr)
+    average = {
+        name: (total / weight).to(params[name].dtype)
+        for name, total in zip(sums, values, strict=True)
+    }
+    moved = server_step(params, average, server_lr=config.server_lr)
+    trainable = trainable_of(model)  # rounding would move the others
+    params = {name: moved[name] if name in trainable else p for name, p in params.items()}
     return params, float(loss) / weight
 
 
@@ -300,7 +305,9 @@ def run_fedavg(
     state = RunState(0, params, [])
     rank, num_ranks = distributed.rank()
     if checkpoint is not None or num_ranks > 1:
-        identity = run_identity(asdict(config), int(seed), model, clients, step=step.name)
+        lower = None if isinstance(strategy, str) else strategy.autocast
+        more = dict(step=step.name, autocast=lower and str(lower))
+        identity = run_identity(asdict(config), int(seed), model, clients, **more)
         rest = dict(num_rounds=config.num_rounds, eval_every=eval_every)
         distributed.check_same(identity | rest)
     if rank > 0:

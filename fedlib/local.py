@@ -184,8 +184,15 @@ def run_steps(
         Parameters after the last step, and the mean of the losses over the steps.
     """
     leaves = {name: p.detach() for name, p in params.items() if name in trainable}
-    state = step.init(list(leaves.values()), extra)
+    start = list(leaves.values())
+    versions = [p._version for p in start]
+    state = step.init(start, extra)
     leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
+    if [p._version for p in start] != versions:
+        raise ValueError(
+            f"Invalid step {step.name}: it writes into the parameters that it is given, which are "
+            "the server's. Return new tensors: p - lr * g, not p.sub_(lr * g)."
+        )
     moved = {name: p.detach() for name, p in leaves.items()}
     return LocalResult(params | moved, torch.stack(losses).mean(0))
 
@@ -236,6 +243,11 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> None:
     if len(params) < len(list(model.named_parameters(remove_duplicate=False))):
         raise ValueError(
             "Invalid model: two of its layers share a parameter. Give each layer its own."
+        )
+    if any(module._backward_hooks or module._backward_pre_hooks for module in model.modules()):
+        raise ValueError(
+            "Invalid model: it has backward hooks, which stacks of clients would not call. Remove "
+            "them."
         )
     x = clients.inputs[:2]
     buffers = {name: value.clone() for name, value in model.named_buffers()}

@@ -17,7 +17,8 @@ def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
 
     A fully connected layer becomes one batched matrix product, a pointwise layer is called as it
     is, and containers pass on to their parts. Any other module, with whatever it holds, goes
-    through ``torch.func.vmap``, which computes the same with more overhead.
+    through ``torch.func.vmap``, which computes the same with more overhead, or says that it cannot,
+    as for recurrent layers.
 
     Args:
         module: gives the architecture.

@@ -174,7 +174,7 @@ def merged_and_average(seed, sizes, weights, rule, steps=1):
     """Average of the clients after their steps, and as many steps on the weighted union."""
     model, pairs = network(False), batches(seed, sizes, False)
     (loss, padded), params = losses_of(model), fl.params_of(model)
-    p = torch.as_tensor(weights).double() / sum(weights)
+    p = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     x, y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     shares = torch.cat([p_i.expand(n) / n for p_i, n in zip(p, sizes, strict=True)])
 

@@ -193,9 +193,17 @@ def test_merging_equals_the_weighted_average_of_one_step(name):
         assert float(sum(loss for _, loss in totals)) == pytest.approx(weights @ losses)
 
 
+@pytest.fixture
+def one_thread_in_kernels():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["MLP", "CNN"])
 @pytest.mark.parametrize("strategy", [*NAMES, "merged"])
-def test_the_bits_do_not_depend_on_the_number_of_threads(name, strategy):
+def test_the_bits_do_not_depend_on_the_number_of_threads(name, strategy, one_thread_in_kernels):
     model = make(name).float()
     clients = federation([12] * 40, dtype=torch.float32)
     cohort = np.arange(40)
@@ -315,19 +323,89 @@ def test_rules_and_strategies_refuse(call, message):
         call()
 
 
+def write(params, grads, state, lr):
+    return [p.sub_(lr * g) for p, g in zip(params, grads, strict=True)], state
+
+
+WRITES = fl.LocalStep("writes", lambda params, extra: None, write)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (dict(step=WRITES, strategy="loop"), "Invalid step writes: it writes into the parameters"),
+        (dict(weights=np.ones(7)), "Invalid weights: not one row .* which has 6"),
+        (dict(extra={"body.1.weight": torch.ones(7, 1)}), "Invalid body.1.weight: not one row"),
+        (dict(trainable=["had.weight"]), "Invalid trainable: had.weight is no parameter"),
+        (dict(cohort=COHORT[:0]), "Invalid batches: not one row"),
         (dict(strategy="magic"), "Invalid strategy=.*magic"),
         (dict(strategy="merged"), "needs local_steps=1 and SGD, not 2 and sgd"),
         (dict(strategy="merged", local_steps=1, step=fl.momentum()), "not 1 and momentum"),
     ],
 )
+@pytest.mark.usefixtures("as_readers_run_it")
 def test_a_cohort_refuses(change, message):
     model, change = make("MLP"), dict(change)
     batches = draw(RAGGED, COHORT, local_steps=change.pop("local_steps", 2), batch_size=4)
+    cohort = change.pop("cohort", COHORT)
     with pytest.raises(ValueError, match=message):
-        train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1, **change)
+        train_cohort(model, fl.params_of(model), RAGGED, cohort, batches, lr=0.1, **change)
+
+
+def test_clients_of_one_cohort_take_the_same_number_of_steps():
+    model, batches = make("MLP"), draw(RAGGED, COHORT, local_steps=2, batch_size=4)
+    batches[3] = batches[3][:1]
+    with pytest.raises(ValueError, match=r"Invalid batches: of \[1, 2\] local steps"):
+        train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1)
+
+
+def test_sums_are_taken_in_single_precision_at_least():
+    """257 has no place in bfloat16: an average of equal parameters must not shrink."""
+    clients = federation([257] * 4, dtype=torch.bfloat16)
+    model = make("MLP").to(torch.bfloat16)
+    config = fl.FedAvgConfig(
+        num_rounds=1, local_steps=2, cohort_size=None, batch_size=5, client_lr=1e-9
+    )
+    result = fl.run_fedavg(model, clients, config, seed=0, progress=False)
+    assert far([result.params], [fl.params_of(model)]) == 0
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+def test_frozen_parameters_keep_their_bits(strategy):
+    model = make("MLP").float()
+    model.body.requires_grad_(False)
+    clients = federation([5, 9, 3], dtype=torch.float32)
+    config = fl.FedAvgConfig(
+        num_rounds=3, local_steps=2, cohort_size=None, batch_size=5, client_lr=0.1
+    )
+    run = dict(seed=0, progress=False, strategy=strategy)
+    result = fl.run_fedavg(model, clients, config, **run)
+    for name, p in fl.params_of(model).items():
+        assert torch.equal(result.params[name], p) == name.startswith("body")
+
+
+def test_an_error_in_one_thread_ends_the_others():
+    model, done = make("MLP"), []
+    batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)
+
+    def then(trained):
+        if not len(done):
+            done.append("first")
+            raise RuntimeError("from then")
+        done.append("other")
+
+    with pytest.raises(RuntimeError, match="from then"):
+        train_cohort(
+            model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1,
+            strategy=Strategy(threads=2), then=then,
+        )  # fmt: skip
+    after = len(done)
+    batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)  # takes a while
+    assert len(done) == after
+
+
+def test_recurrent_layers_run_one_client_at_a_time():
+    assert engine.choose_strategy(nn.LSTM(2, 3), torch.device("cuda")) == "threads"
 
 
 def test_one_step_of_a_run_is_merged_and_several_are_not(monkeypatch):

@@ -24,6 +24,12 @@ def federation(sizes=(5, 9, 3, 12), *, classes=3, shape=(1, 4, 4), seed=0, dtype
     return fl.ClientData(inputs, torch.as_tensor(rng.integers(classes, size=n)), np.array(sizes))
 
 
+def with_backward_hook():
+    model = fl.MLP((1, 4, 4), 3).double()
+    model.head.register_full_backward_pre_hook(lambda module, grads: None)
+    return model
+
+
 def plain_fedavg(model, clients, config, seed):
     """FedAvg as one would first write it: deepcopy, torch.optim.SGD, a dict of averages."""
     server = copy.deepcopy(model)
@@ -207,6 +213,7 @@ def test_config_refuses(change, error, message, as_readers_run_it):
         (dict(model=fl.MLP((1, 4, 4), 2).double()), "labels reach 2.*at least 3 outputs"),
         (dict(model=fl.MLP((1, 5, 5), 3).double()), r"cannot take inputs of shape \(2, 1, 4, 4\)"),
         (dict(model=fl.MLP((1, 4, 4), 3)), "to one dtype and device"),
+        (dict(model=with_backward_hook()), "backward hooks.*Remove them"),
         (
             dict(model=nn.Sequential(nn.Flatten(), *[nn.Linear(16, 16)] * 2).double()),
             "two of its layers share a parameter. Give each",
