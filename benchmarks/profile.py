@@ -49,13 +49,7 @@ def profile(work: Workload, strategy: str, *, repeats: int = 5) -> dict:
     # The time does not depend on how many clients wait.
     work = replace(work, num_clients=min(work.num_clients, 2 * work.cohort_size))
     clients, model = _federation(work), build(work)
-    config = fl.FedAvgConfig(
-        num_rounds=1,
-        local_steps=work.local_steps,
-        cohort_size=work.cohort_size,
-        batch_size=work.batch_size,
-        client_lr=work.client_lr,
-    )
+    config = work.config()
     params = fl.params_of(model)
     share = work.cohort_size if strategy == "loop" else 1
     part = replace(config, cohort_size=work.cohort_size // share)

@@ -139,13 +139,7 @@ def _rounds(folder: Path, work: Workload, rounds: int) -> dict:
     """Time rounds on a federation that lies in a folder."""
     before = _anonymous_megabytes()
     clients, model, seconds = fl.load_clients(folder), build(work), []
-    config = fl.FedAvgConfig(
-        num_rounds=1,
-        local_steps=work.local_steps,
-        cohort_size=work.cohort_size,
-        batch_size=work.batch_size,
-        client_lr=work.client_lr,
-    )
+    config = work.config()
     params = fl.params_of(model)
     for t in range(AGREED + rounds):
         began, rng = time.perf_counter(), np.random.default_rng([0, t])

@@ -44,6 +44,16 @@ class Workload:
     batch_size: int
     client_lr: float = 0.01
 
+    def config(self) -> fl.FedAvgConfig:
+        """Return one round of it, for fedlib."""
+        return fl.FedAvgConfig(
+            num_rounds=1,
+            local_steps=self.local_steps,
+            cohort_size=self.cohort_size,
+            batch_size=self.batch_size,
+            client_lr=self.client_lr,
+        )
+
 
 IMG = Workload(
     model="lenet",

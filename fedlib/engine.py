@@ -42,13 +42,14 @@ class Strategy:
             it, a job is one client.
         merge: give the clients of a job one gradient, of their batches put together. Right for
             SGD with one local step, where all still share the server's parameters.
-        chunk: clients per job; None takes as many as fit the processor's cache, or a share of the
-            GPU's memory.
+        chunk: clients per job; None takes as many as fit the processor's cache (4 MB of parameters
+            and batches), or 2 GB on a GPU.
         threads: jobs at the same time, on a CPU, each with one thread inside its kernels; None
             takes ``torch.get_num_threads()`` for jobs of one client, and 1 for stacked and merged
             jobs, whose kernels are large enough to use all threads themselves.
-        compile: compile a step with ``torch.compile``, once for each shape; needs a C++ compiler
-            on a CPU. If compiling fails, a warning tells why, and the step runs as it is.
+        compile: compile steps with ``torch.compile``, once for each model, shape and step size, of
+            which PyTorch keeps about eight (then steps run uncompiled); needs a C++ compiler on a
+            CPU. If compiling fails, a warning tells why, and the steps run as they are.
         autocast: run the forward pass in this lower precision, ``torch.bfloat16`` say; parameters
             keep theirs. None changes nothing. This does change the result.
     """

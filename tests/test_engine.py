@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -178,10 +179,10 @@ def test_merging_equals_the_weighted_average_of_one_step(name):
             model,
             fl.params_of(model),
             RAGGED,
-            COHORT[weights > 0],
-            [rows for rows, w in zip(batches, weights, strict=True) if w],
+            COHORT,
+            batches,
             lr=0.1,
-            weights=weights[weights > 0],
+            weights=weights,
             strategy=strategy,
         )
         totals = [stack.total() for stack in stacks]
@@ -389,9 +390,9 @@ def test_an_error_in_one_thread_ends_the_others():
     batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)
 
     def then(trained):
-        if not len(done):
-            done.append("first")
+        if 0 in trained.places:
             raise RuntimeError("from then")
+        time.sleep(0.3)
         done.append("other")
 
     with pytest.raises(RuntimeError, match="from then"):
@@ -400,8 +401,28 @@ def test_an_error_in_one_thread_ends_the_others():
             strategy=Strategy(threads=2), then=then,
         )  # fmt: skip
     after = len(done)
-    batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)  # takes a while
-    assert len(done) == after
+    time.sleep(0.6)  # longer than what was under way
+    assert len(done) == after < len(COHORT) - 1
+
+
+@pytest.mark.parametrize("strategy", [*NAMES, "merged"])
+def test_inputs_may_be_integers(strategy):
+    """Ragged, so that batches are padded: their weights have no dtype to take from the inputs."""
+    rng = np.random.default_rng(0)
+    words, labels = torch.as_tensor(rng.integers(7, size=(43, 4))), RAGGED.targets
+    clients = fl.ClientData(words, labels, RAGGED.sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Embedding(7, 5), nn.Flatten())
+        model = fl.BodyHead(body, nn.Linear(20, 3)).double()
+    batches = draw(clients, COHORT, local_steps=1, batch_size=4)
+    args = (model, fl.params_of(model), clients, COHORT, batches)
+    totals = [stack.total()[0] for stack in train_cohort(*args, lr=0.1, strategy=strategy)]
+    expected, _ = one_by_one(model, clients, COHORT, batches, plain_sgd)
+    weights = clients.sizes[COHORT]
+    for name in expected[0]:
+        mean = sum(w * p[name] for w, p in zip(weights, expected, strict=True))
+        assert float((sum(total[name] for total in totals) - mean).abs().max()) < 1e-12
 
 
 def test_recurrent_layers_run_one_client_at_a_time():
