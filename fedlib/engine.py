@@ -47,9 +47,9 @@ class Strategy:
         threads: jobs at the same time, on a CPU, each with one thread inside its kernels; None
             takes ``torch.get_num_threads()`` for jobs of one client, and 1 for stacked and merged
             jobs, whose kernels are large enough to use all threads themselves.
-        compile: compile steps with ``torch.compile``, once for each model, shape and step size, of
-            which PyTorch keeps about eight (then steps run uncompiled); needs a C++ compiler on a
-            CPU. If compiling fails, a warning tells why, and the steps run as they are.
+        compile: compile steps with ``torch.compile``, once for each model and shape, of which
+            PyTorch keeps about eight (then steps run uncompiled); needs a C++ compiler on a CPU.
+            If compiling fails, a warning tells why, and the steps run as they are.
         autocast: run the forward pass in this lower precision, ``torch.bfloat16`` say; parameters
             keep theirs. None changes nothing. This does change the result.
     """
@@ -198,6 +198,8 @@ def train_cohort(
             more = [extra[name][index] for name in params if name in trainable]
         if strategy.stack:
             start = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
+            if strategy.compile:  # a step's results are contiguous: one graph for all steps
+                start = {name: p.contiguous() for name, p in start.items()}
         else:
             rows, more = rows[:, 0], more and [row.squeeze(0) for row in more]
         moved, losses = run_steps(
@@ -392,10 +394,13 @@ def _compiled() -> Callable[..., tuple[Params, object, list[Tensor]]]:
 def _take_compiled(loss, step, lr, params, leaves, state, batches):
     length, met = _UNROLLED if isinstance(batches, list) else 1, []
     batches = iter(batches)
+    rate = torch.tensor(
+        lr, dtype=next(iter(leaves.values())).dtype
+    )  # a number would be compiled in
     while block := list(islice(batches, length)):
         try:
             take = _compiled()
-            leaves, state, losses = take(loss, step, lr, params, leaves, state, block)
+            leaves, state, losses = take(loss, step, rate, params, leaves, state, block)
         except Exception as error:  # compiling goes through many layers, each with its own errors
             warnings.warn(
                 f"torch.compile failed ({str(error).splitlines()[0]}): the steps run uncompiled. "

@@ -5,14 +5,16 @@ __all__ = ["fine_tune"]
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
+from torch.func import functional_call
 
 from fedlib._checks import check_in, check_int, check_positive, check_positive_int
 from fedlib.batches import draw_batches
 from fedlib.clients import ClientData
-from fedlib.engine import train_cohort
+from fedlib.engine import Strategy, Trained, train_cohort
 from fedlib.local import check_model
-from fedlib.models import Params
+from fedlib.models import BodyHead, Params
 
 
 def fine_tune(
@@ -25,6 +27,7 @@ def fine_tune(
     batch_size: int | None,
     part: str = "all",
     seed: int,
+    strategy: str | Strategy = "auto",
 ) -> list[Params]:
     """Fine-tune the same parameters on every client separately, by SGD.
 
@@ -39,6 +42,9 @@ def fine_tune(
         batch_size: examples per step; None, or more than a client has, takes all.
         part: "all"; or "head" or "body", to move only parameters whose names begin so.
         seed: keys the batches, at least 0.
+        strategy: how clients are run side by side; see ``run_fedavg``. If only the head of a
+            ``BodyHead`` moves, features are computed once and the heads are run as a net of
+            their own.
 
     Returns:
         One set of parameters per client; tensors that do not move are shared with ``params``.
@@ -86,8 +92,12 @@ def fine_tune(
         draw(int(size), rng=np.random.default_rng([seed, i]))
         for i, size in enumerate(clients.sizes)
     ]
-    everyone = np.arange(clients.num_clients)
-    stacks = train_cohort(model, params, clients, everyone, batches, lr=lr, trainable=trainable)
+    everyone, how = np.arange(clients.num_clients), dict(lr=lr, strategy=strategy)
+    if part == "head" and _is_body_then_head(model):
+        stacks = _train_heads(model, params, clients, everyone, batches, how)
+    else:
+        how["trainable"] = trainable
+        stacks = train_cohort(model, params, clients, everyone, batches, **how)
     personal: list[Params] = [params] * clients.num_clients
     for stack in stacks:
         for row, client in enumerate(stack.places):
@@ -98,3 +108,28 @@ def fine_tune(
                 )
             personal[client] = params | moved
     return personal
+
+
+def _is_body_then_head(model: nn.Module) -> bool:
+    hooks = model._forward_pre_hooks or model._forward_hooks
+    return type(model).forward is BodyHead.forward and "forward" not in vars(model) and not hooks
+
+
+def _train_heads(
+    model: BodyHead,
+    params: Params,
+    clients: ClientData,
+    cohort: np.ndarray,
+    batches: list[np.ndarray],
+    how: dict,
+) -> list[Trained]:
+    """Train heads on features computed once: a body that stays gives the same at every step."""
+    body, head = (
+        {name.removeprefix(part): p for name, p in params.items() if name.startswith(part)}
+        for part in ("body.", "head.")
+    )
+    with torch.no_grad():
+        pieces = [functional_call(model.body, body, (x,)) for x in clients.inputs.split(2000)]
+    features = ClientData._as_checked(torch.cat(pieces), clients.targets, clients.sizes)
+    trained = train_cohort(model.head, head, features, cohort, batches, trainable=head, **how)
+    return [t._replace(params={f"head.{n}": p for n, p in t.params.items()}) for t in trained]

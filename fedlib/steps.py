@@ -23,7 +23,8 @@ class LocalStep(NamedTuple):
         name: tells the rule and its constants; part of a checkpoint's identity.
         init: ``(params, extra) -> state`` before the first step. ``extra`` is what
             ``train_cohort`` was given for the client, one tensor per parameter, or None.
-        update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``.
+        update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``: a
+            float, or in compiled steps a scalar tensor.
 
     Example:
         >>> sign = LocalStep(
@@ -40,10 +41,12 @@ class LocalStep(NamedTuple):
 
     name: str
     init: Callable[[Tensors, Tensors | None], object]
-    update: Callable[[Tensors, Tensors, object, float], tuple[Tensors, object]]
+    update: Callable[[Tensors, Tensors, object, float | Tensor], tuple[Tensors, object]]
 
 
-def _descend(params: Tensors, directions: Tensors, lr: float) -> Tensors:
+def _descend(params: Tensors, directions: Tensors, lr: float | Tensor) -> Tensors:
+    if isinstance(lr, Tensor):
+        return [p - lr * d for p, d in zip(params, directions, strict=True)]
     # One call for all tensors: each call hands Python's lock to other threads and back.
     return list(torch._foreach_add(params, directions, alpha=-lr))
 

@@ -5,7 +5,7 @@ import importlib
 import os
 from pathlib import Path
 
-EXPERIMENTS = ("puzzle",)
+EXPERIMENTS = ("puzzle", "one_step")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m fedlib.experiments", description=__doc__)

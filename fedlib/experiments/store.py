@@ -6,6 +6,7 @@ import json
 import multiprocessing as mp
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -47,9 +48,11 @@ def load_result(name: str) -> dict:
 
 
 def save_result(path: Path, record: Mapping) -> None:
-    """Write a result, sorted and one entry a line, so that a re-run shows as a small diff."""
+    """Write a result, sorted, an entry or list of numbers a line: a re-run is a small diff."""
+    text = json.dumps(record, indent=1, sort_keys=True)
+    text = re.sub(r"\[[-+0-9.eE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(text + "\n")
     os.replace(temporary, path)
 
 

@@ -1,0 +1,286 @@
+"""Federations of CIFAR images, and how well a body that was trained on them serves new clients.
+
+What the experiments of Part III share. Images are halved to 16x16 pixels, so that a whole grid of
+methods, step sizes and seeds fits two CPU cores.
+"""
+
+__all__ = [
+    "BUDGETS",
+    "KINDS",
+    "Federation",
+    "Task",
+    "adapt_all",
+    "adapt_heads",
+    "head_spectrum",
+    "model_for",
+    "new_clients",
+    "train",
+    "training_clients",
+]
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fedlib.cifar import load_cifar10, load_cifar100
+from fedlib.clients import ClientData
+from fedlib.evaluate import evaluate
+from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
+from fedlib.finetune import fine_tune
+from fedlib.models import CNN, Params, params_of, with_body
+from fedlib.partition import partition_by_class, private_labels
+
+SHAPE, WIDTH = (3, 16, 16), 16
+NUM_KNOWN, NUM_CLASSES = 80, 100
+TRAIN_ROWS, TUNE_ROWS = 350, 100
+"""Images of each known class (of 500) for the federation; for new clients to learn from; the rest
+is for validation."""
+
+WAYS, TEST_PER_CLASS = 10, 50
+"""Classes of a new client, and test images of each."""
+
+BUDGETS = (5, 20, 100)
+"""Images per class that a new client learns from."""
+
+KINDS = ("known", "unseen", "cifar10")
+"""New clients: training classes with new images; classes no client held; another data set."""
+
+HEAD = dict(steps=200, batch_size=50)
+ALL = dict(steps=100, batch_size=10, strategy="compiled")
+"""Fine-tuning of the head alone, and of all layers."""
+
+
+Scores = dict[int, dict[float, list[float] | None]]
+"""Accuracy of every client, by budget and step size; None where fine-tuning diverged."""
+
+
+class Federation(NamedTuple):
+    """Training clients: what defines them, but the seed.
+
+    Attributes:
+        regime: "shared", one label space; "private", every client numbers its classes 0..C-1 in an
+            order of its own; "balanced", orders chosen so that each class gets each number equally
+            often; "groups", the classes form C groups, every client holds one class of each group,
+            and the label is the group's number.
+        classes: classes per client, C.
+        num_clients: clients M.
+        permuted: share of the clients that renumber their labels by an order of their own; for
+            "groups" only.
+    """
+
+    regime: str
+    classes: int
+    num_clients: int = 100
+    permuted: float = 0.0
+
+
+class Task(NamedTuple):
+    """One new client's data for every client of a kind, and a larger or smaller share of them.
+
+    Attributes:
+        train: ``TUNE_ROWS`` images of each of ``WAYS`` classes per client, in an order such that
+            the first b of each class come first for every budget b.
+        test: ``TEST_PER_CLASS`` images of each class.
+    """
+
+    train: ClientData
+    test: ClientData
+
+    def with_budget(self, per_class: int) -> "Task":
+        """Return the task with so many training images of each class."""
+        return Task(_first(self.train, per_class * WAYS), self.test)
+
+    def of_first(self, num_clients: int) -> "Task":
+        """Return the task of the first clients only."""
+        ids = range(num_clients)
+        return Task(self.train.select(ids), self.test.select(ids))
+
+
+def _first(clients: ClientData, size: int) -> ClientData:
+    rows = torch.cat([torch.arange(start, start + size) for start in clients.starts])
+    sizes = np.full(clients.num_clients, size)
+    return ClientData(clients.inputs[rows], clients.targets[rows], sizes)
+
+
+@cache
+def _images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, halved and brought to mean 0 and standard deviation 1 about, and labels."""
+    data = {"cifar10": load_cifar10, "cifar100": load_cifar100}[name](split)
+    halved = nn.functional.avg_pool2d(torch.from_numpy(data.images), 2).numpy()
+    return (halved - 0.5) / 0.25, data.labels
+
+
+def _rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes in an order, known ones first, and each class's rows, (100, 500)."""
+    rng = np.random.default_rng([seed, 0])
+    labels = _images("cifar100", "train")[1]
+    rows = rng.permuted(np.argsort(labels, kind="stable").reshape(NUM_CLASSES, -1), axis=1)
+    return rng.permutation(NUM_CLASSES), rows
+
+
+def training_clients(federation: Federation, seed: int) -> ClientData:
+    """Return the federation's clients, with 240 images each of C known classes."""
+    images, labels = _images("cifar100", "train")
+    classes, rows = _rows(seed)
+    pool = rows[classes[:NUM_KNOWN], :TRAIN_ROWS].ravel()
+    images, labels = images[pool], np.argsort(classes)[labels[pool]]
+    rng = np.random.default_rng([seed, 1])
+    regime, per_client, num_clients, permuted = federation
+    deal = dict(num_clients=num_clients, rng=rng)
+    if regime == "groups":
+        group = labels % per_client
+        mine = dict(classes_per_client=1, examples_per_client=240 // per_client)
+        hands = []
+        for g in range(per_client):
+            members = np.flatnonzero(group == g)
+            hands.append([members[p] for p in partition_by_class(labels[members], **mine, **deal)])
+        parts = [np.concatenate(hand) for hand in zip(*hands, strict=True)]
+        labels = group
+        private = private_labels(labels, parts, rng=rng)
+        for i in rng.permutation(num_clients)[: round(permuted * num_clients)]:
+            labels[parts[i]] = private[parts[i]]
+    else:
+        mine = dict(classes_per_client=per_client, examples_per_client=240)
+        parts = partition_by_class(labels, **mine, **deal)
+        if regime != "shared":
+            labels = private_labels(labels, parts, rng=rng, balanced=regime == "balanced")
+    return ClientData.from_parts(images, labels, parts)
+
+
+def new_clients(kind: str, seed: int, *, num_clients: int = 10) -> Task:
+    """Return new clients of a kind in ``KINDS``, or "validation": known classes, own images."""
+    rng = np.random.default_rng([seed, 2, [*KINDS, "validation"].index(kind)])
+    classes, rows = _rows(seed)
+    images, _ = _images("cifar100", "train")
+    test_images, test_labels = _images("cifar10" if kind == "cifar10" else "cifar100", "test")
+    test = _by_class(test_labels, rng)
+    if kind == "cifar10":  # one file of 10,000 images serves for both
+        among, images, learn, test = np.arange(WAYS), test_images, test[:, :800], test[:, 800:]
+    elif kind == "unseen":
+        among, learn = classes[NUM_KNOWN:], rows
+    else:
+        among, learn = classes[:NUM_KNOWN], rows[:, TRAIN_ROWS : TRAIN_ROWS + TUNE_ROWS]
+    if kind == "validation":
+        test_images, test = images, rows[:, TRAIN_ROWS + TUNE_ROWS :]
+    held = [rng.choice(among, WAYS, replace=False) for _ in range(num_clients)]
+    # Transposed, one image of each class after the other: a budget is a prefix.
+    learned = [rng.permuted(learn[own], axis=1)[:, :TUNE_ROWS].T.ravel() for own in held]
+    examined = [test[own][:, :TEST_PER_CLASS].T.ravel() for own in held]
+    numbers = np.arange(WAYS)
+
+    def gather(images: np.ndarray, parts: list[np.ndarray]) -> ClientData:
+        flat = np.concatenate(parts)
+        targets = np.tile(numbers, len(flat) // WAYS)
+        cuts = np.arange(len(flat)).reshape(num_clients, -1)
+        return ClientData.from_parts(images[flat], targets, list(cuts))
+
+    return Task(gather(images, learned), gather(test_images, examined))
+
+
+def _by_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return each class's rows in random order, as many as the rarest class has."""
+    per_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    least = min(map(len, per_class))
+    return np.array([rows[:least] for rows in per_class])
+
+
+def model_for(federation: Federation, seed: int, *, width: int = WIDTH) -> CNN:
+    """Return the network that is trained: as many outputs as there are labels."""
+    outputs = NUM_KNOWN if federation.regime == "shared" else federation.classes
+    return CNN(SHAPE, outputs, width=width, seed=seed)
+
+
+def train(federation: Federation, config: FedAvgConfig, seed: int, **options) -> FedAvgResult:
+    """Train the network by FedAvg; ``options`` go to ``run_fedavg``."""
+    clients = training_clients(federation, seed)
+    width = options.pop("width", WIDTH)
+    strategy = "auto" if config.local_steps == 1 else "compiled"
+    options = dict(strategy=strategy, progress=False, seed=seed) | options
+    return run_fedavg(model_for(federation, seed, width=width), clients, config, **options)
+
+
+def featured(params: Params, clients: ClientData, *, width: int = WIDTH) -> ClientData:
+    """Return the clients with the body's features in place of the images."""
+    body = {n.removeprefix("body."): p for n, p in params.items() if n.startswith("body.")}
+    model = CNN(SHAPE, 1, width=width).body
+    with torch.no_grad():
+        pieces = [functional_call(model, body, (x,)) for x in clients.inputs.split(2000)]
+    return ClientData(torch.cat(pieces), clients.targets, clients.sizes)
+
+
+def head_spectrum(params: Params, clients: ClientData, seed: int) -> dict[str, list[float]]:
+    """Fit every training client's head on a body, from zero; compare their mean with one of them.
+
+    Returns:
+        Singular values, largest first: of the mean head ("mean"); and of a client's, as the root
+        mean square over clients of the heads' length along each principal axis ("client").
+    """
+    features = featured(params, clients)
+    head = nn.Linear(features.inputs.shape[1], clients.num_classes)
+    start = {name: torch.zeros_like(p) for name, p in params_of(head).items()}
+    fitted = fine_tune(head, start, features, lr=0.1, seed=seed, **HEAD)
+    heads = torch.stack([own["weight"] for own in fitted]).double()
+    energy = torch.einsum("moi,moj->ij", heads, heads) / len(heads)
+    return {
+        "mean": torch.linalg.svdvals(heads.mean(0)).tolist(),
+        "client": torch.linalg.eigvalsh(energy).clamp(min=0).sqrt().flip(0).tolist(),
+    }
+
+
+def adapt_heads(
+    params: Params, task: Task, lrs: Mapping[int, Sequence[float]], seed: int, *, width: int = WIDTH
+) -> Scores:
+    """Fine-tune fresh heads on a body's features.
+
+    Args:
+        params: give the body.
+        task: new clients.
+        lrs: step sizes to try for each budget (images per class).
+        seed: of the fresh head and the batches.
+        width: of the network.
+
+    Returns:
+        The accuracy of every client by budget and step size; None where fine-tuning diverged.
+    """
+    head = CNN(SHAPE, WAYS, width=width, seed=seed).head
+    task = Task(*(featured(params, half, width=width) for half in task))
+    return _try(head, params_of(head), task, lrs, seed, HEAD)
+
+
+def adapt_all(
+    params: Params,
+    task: Task,
+    lrs: Mapping[int, Sequence[float]],
+    seed: int,
+    *,
+    width: int = WIDTH,
+    **more,
+) -> Scores:
+    """Fine-tune all layers, from a trained body and a fresh head; as ``adapt_heads``."""
+    model = CNN(SHAPE, WAYS, width=width, seed=seed)
+    return _try(model, with_body(model, params), task, lrs, seed, ALL | more)
+
+
+def _try(
+    model: nn.Module,
+    start: Params,
+    task: Task,
+    lrs: Mapping[int, Sequence[float]],
+    seed: int,
+    how: dict,
+) -> Scores:
+    scores = {}
+    for budget, tried in lrs.items():
+        smaller, scores[budget] = task.with_budget(budget), {}
+        for lr in tried:
+            try:
+                personal = fine_tune(model, start, smaller.train, lr=lr, seed=seed, **how)
+                scores[budget][lr] = evaluate(model, personal, smaller.test).tolist()
+            except FloatingPointError:
+                scores[budget][lr] = None
+    return scores
