@@ -1,0 +1,320 @@
+"""What the studies of Part III have in common: tune every setting alike, then run the final seeds.
+
+A setting is a dict of plain values:
+
+- ``federation``: the fields of a ``Federation``;
+- ``local_steps``; ``matching``: "steps", as many gradient steps in a run as FedAvg's, or "rounds";
+- and, where it differs: ``cohort_size``, ``server_lr``, ``width``, ``algorithm``.
+"""
+
+__all__ = ["Study", "choose", "config_of", "trained"]
+
+import hashlib
+import importlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from fedlib.clients import ClientData
+from fedlib.experiments import cifar
+from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
+from fedlib.experiments.store import provenance, run_units, save_result
+from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
+from fedlib.models import Params, params_of
+
+ROUNDS, MOST_STEPS, COHORT_SIZE, BATCH_SIZE = 40, 50, 10, 10
+"""FedAvg's rounds with the most local steps; their product with the cohort is a run's budget."""
+
+TUNING_SEED = 100
+STEP_SIZES = [0.05 * 2.0**power for power in range(-7, 9)]
+HEAD_LRS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+ALL_LRS = [0.01, 0.02, 0.05, 0.1, 0.2]
+SCRATCH = dict(steps=400)
+BUDGET = 20
+"""Images per class with which step sizes are chosen."""
+
+RUNS = Path("_build/runs")
+"""Trained parameters are kept here, so that no study trains what another has."""
+
+
+class Study(NamedTuple):
+    """A table to be computed.
+
+    Attributes:
+        name: of the result, which is stored as ``NAME.json``.
+        settings: what is compared.
+        middles: for each setting, the middle of the first three client step sizes to be tried; or
+            None for an untrained body.
+        seeds: of the final runs; none of them is used for tuning.
+        parts: what new clients fine-tune: "head" and perhaps "all".
+        curves: whether to score along the way too.
+        more: further tables, ``(chosen, seeds, run) -> dict``.
+    """
+
+    name: str
+    settings: Sequence[dict]
+    middles: Sequence[float | None]
+    seeds: Sequence[int]
+    parts: Sequence[str] = ("head",)
+    curves: bool = False
+    more: Callable[..., dict] = lambda chosen, seeds, run: {}
+
+    def design(self) -> dict:
+        """Return the constants behind the table."""
+        return {
+            "rounds": ROUNDS,
+            "head": cifar.HEAD,
+            "all": cifar.ALL,
+            "scratch": SCRATCH,
+            "head_lrs": HEAD_LRS,
+            "all_lrs": ALL_LRS,
+            "width": cifar.WIDTH,
+            "tuning_seed": TUNING_SEED,
+        }
+
+    def run(self, output: Path, workers: int) -> None:
+        """Tune, choose, run the final seeds one after the other, storing after each."""
+        began = time.monotonic()
+        version = str(self.design()) + inspect.getsource(cifar)
+        version = hashlib.sha256(version.encode()).hexdigest()[:8]
+        cache = output / f"{self.name}.{version}.partial.jsonl"
+
+        def run(function: Callable[..., dict], units: list[dict], *, label: str) -> list[dict]:
+            tagged = [dict(function=function.__name__, **unit) for unit in units]
+            kind = _Dispatch(function.__module__)
+            return run_units(kind, tagged, cache=cache, workers=workers, label=label)
+
+        tuning = self._search(run)
+        chosen = []
+        for entry in tuning:
+            best, _ = choose({lr: _best(scores) for lr, scores in entry["tried"].items()})
+            chosen.append({"setting": entry["setting"], "client_lr": best and float(best)})
+        units = [entry | {"parts": list(self.parts)} for entry in chosen]
+        fine_tuning = run(tune_fine_tuning, units, label="fine-tuning")
+        for entry, tried in zip(chosen, fine_tuning, strict=True):
+            entry["tried"] = tried
+            entry["lrs"] = {
+                part: {budget: float(choose(scores)[0]) for budget, scores in by_budget.items()}
+                for part, by_budget in tried.items()
+            }
+        finals = []
+        for n, seed in enumerate(self.seeds, start=1):
+            units = [
+                {name: entry[name] for name in ("setting", "client_lr", "lrs")}
+                | {"seed": seed, "curve": self.curves}
+                for entry in chosen
+            ]
+            results = run(final, units, label=f"seed {seed}")
+            finals += [
+                {"setting": unit["setting"], "seed": seed} | result
+                for unit, result in zip(units, results, strict=True)
+            ]
+            more = self.more(chosen, self.seeds[:n], run)
+            record = {"design": self.design(), "tuning": tuning, "chosen": chosen, "final": finals}
+            how = provenance(
+                self.name,
+                seeds=[TUNING_SEED, *self.seeds[:n]],
+                wall_seconds=time.monotonic() - began,
+            )
+            save_result(output / f"{self.name}.json", record | more | {"provenance": how})
+
+    def _search(self, run: Callable[..., list[dict]]) -> list[dict]:
+        """Try client step sizes until every setting's best has a neighbour on either side."""
+        tried, wanted = [{} for _ in self.settings], {}
+        for i, middle in enumerate(self.middles):
+            at = middle and int(np.argmin(np.abs(np.array(STEP_SIZES) - middle)))
+            wanted[i] = STEP_SIZES[at - 1 : at + 2] if middle else [None]
+        while wanted:
+            units = [
+                dict(setting=self.settings[i], client_lr=lr)
+                for i, lrs in wanted.items()
+                for lr in lrs
+            ]
+            places = [i for i, lrs in wanted.items() for _ in lrs]
+            results = run(tune, units, label="tuning")
+            for i, unit, scores in zip(places, units, results, strict=True):
+                tried[i][unit["client_lr"]] = scores
+            wanted = {}
+            for i, by_lr in enumerate(tried):
+                if None in by_lr:
+                    continue
+                best, inside = choose({str(lr): _best(scores) for lr, scores in by_lr.items()})
+                at = STEP_SIZES.index(float(best)) + (-1 if float(best) == min(by_lr) else 1)
+                if not inside and 0 <= at < len(STEP_SIZES):
+                    wanted[i] = [STEP_SIZES[at]]
+        return [
+            {"setting": setting, "tried": {str(lr): by_lr[lr] for lr in sorted(by_lr)}}
+            if None not in by_lr
+            else {"setting": setting, "tried": {}}
+            for setting, by_lr in zip(self.settings, tried, strict=True)
+        ]
+
+
+class _Dispatch(NamedTuple):
+    """Calls a function of a module by name: units are plain values."""
+
+    module: str
+
+    def __call__(self, function: str, **unit: object) -> dict:
+        return getattr(importlib.import_module(self.module), function)(**unit)
+
+
+def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
+    """Return the configuration of a run."""
+    tau, cohort_size = setting["local_steps"], setting.get("cohort_size", COHORT_SIZE)
+    budget = ROUNDS * MOST_STEPS * COHORT_SIZE
+    pooled = setting["federation"][0] == "pooled"
+    if pooled:  # a step of all clients of a cohort, in one place
+        return _config(budget // (tau * COHORT_SIZE), tau, 1, COHORT_SIZE * BATCH_SIZE, client_lr)
+    rounds = ROUNDS if setting["matching"] == "rounds" else budget // (tau * cohort_size)
+    return _config(rounds, tau, cohort_size, BATCH_SIZE, client_lr, setting.get("server_lr", 1.0))
+
+
+def _config(rounds, local_steps, cohort_size, batch_size, client_lr, server_lr=1.0):
+    return FedAvgConfig(
+        num_rounds=rounds,
+        local_steps=local_steps,
+        cohort_size=cohort_size,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=server_lr,
+    )
+
+
+def trained(
+    setting: dict, client_lr: float | None, seed: int, **options
+) -> tuple[Params, dict[str, list[float]]]:
+    """Train, or take what was trained before; return parameters and the series of metrics.
+
+    Without a step size, the untrained parameters.
+    """
+    width = setting.get("width", cifar.WIDTH)
+    if client_lr is None:
+        return params_of(cifar.model_for(Federation("shared", 80), seed, width=width)), {}
+    config = config_of(setting, client_lr)
+    key = json.dumps([setting, repr(config), seed, inspect.getsource(cifar)], sort_keys=True)
+    file = RUNS / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    if file.exists() and not options:
+        return load_file(file), {}
+    params, history = _train(setting, config, seed, width=width, **options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(params, file)
+    return params, {"round_num": history.round_num.tolist()} | {
+        name: values.tolist() for name, values in history.metrics.items()
+    }
+
+
+def _train(
+    setting: dict, config: FedAvgConfig, seed: int, *, width: int, **options
+) -> FedAvgResult:
+    federation = Federation(*setting["federation"])
+    if federation.regime != "pooled":
+        return cifar.train(federation, config, seed, width=width, **options)
+    clients = cifar.training_clients(Federation("shared", 20), seed)
+    clients = ClientData(clients.inputs, clients.targets, np.array([clients.sizes.sum()]))
+    model = cifar.model_for(Federation("shared", 80), seed, width=width)
+    return run_fedavg(model, clients, config, seed=seed, progress=False, **options)
+
+
+def tune(setting: dict, client_lr: float | None) -> dict:
+    """Train with one step size; score validation clients' heads for each fine-tuning step size."""
+    try:
+        params, _ = trained(setting, client_lr, TUNING_SEED)
+    except FloatingPointError:
+        return {str(lr): None for lr in HEAD_LRS}
+    task, how = new_clients("validation", TUNING_SEED), _width(setting)
+    scores = adapt_heads(params, task, {BUDGET: HEAD_LRS}, TUNING_SEED, **how)[BUDGET]
+    return {str(lr): _mean(accuracies) for lr, accuracies in scores.items()}
+
+
+def tune_fine_tuning(setting: dict, client_lr: float | None, parts: Sequence[str]) -> dict:
+    """Try fine-tuning step sizes on a trained body; return ``{part: {budget: {lr: accuracy}}}``."""
+    params, _ = trained(setting, client_lr, TUNING_SEED)
+    task, how = new_clients("validation", TUNING_SEED), _width(setting)
+    budgets = dict.fromkeys(cifar.BUDGETS, HEAD_LRS)
+    tried = {"head": adapt_heads(params, task, budgets, TUNING_SEED, **how)}
+    for part, more in _whole(parts, client_lr).items():
+        few = task.of_first(5)
+        tried[part] = adapt_all(params, few, {BUDGET: ALL_LRS}, TUNING_SEED, **how, **more)
+    return {
+        part: {
+            str(budget): {str(lr): _mean(a) for lr, a in scores.items()}
+            for budget, scores in by_budget.items()
+        }
+        for part, by_budget in tried.items()
+    }
+
+
+def final(setting: dict, client_lr: float | None, lrs: dict, seed: int, curve: bool) -> dict:
+    """Train with the chosen step sizes; fine-tune new clients of every kind.
+
+    ``lrs`` are the fine-tuning step sizes, ``{part: {budget: lr}}``.
+    """
+    unseen, how = new_clients("unseen", seed), _width(setting)
+    heads = {int(budget): [lr] for budget, lr in lrs["head"].items()}
+    began, options = time.monotonic(), {}
+
+    def along(params: Params) -> dict[str, float]:
+        scores = adapt_heads(params, unseen, {BUDGET: heads[BUDGET]}, seed, **how)
+        return {"accuracy": _mean(_only(scores[BUDGET])) or 0.0}
+
+    if curve and client_lr is not None and setting["matching"] == "steps":
+        rounds = config_of(setting, client_lr).num_rounds
+        options = dict(metrics=along, eval_every=max(1, rounds // 8))
+    try:
+        params, series = trained(setting, client_lr, seed, **options)
+    except FloatingPointError as error:
+        return {"diverged": str(error)}
+    seconds = round(time.monotonic() - began, 1)
+    series = {name: [round(v, 4) for v in values] for name, values in series.items()}
+    result = {"curve": series, "seconds": seconds} | {part: {} for part in lrs}
+    for kind in cifar.KINDS:
+        task = unseen if kind == "unseen" else new_clients(kind, seed)
+        scores = adapt_heads(params, task, heads, seed, **how)
+        result["head"][kind] = {str(budget): _only(by_lr) for budget, by_lr in scores.items()}
+        budgets = cifar.BUDGETS if kind == "unseen" else (BUDGET,)
+        for part, more in _whole(lrs, client_lr).items():
+            tried = {budget: [lrs[part][str(BUDGET)]] for budget in budgets}
+            scores = adapt_all(params, task.of_first(5), tried, seed, **how, **more)
+            result[part][kind] = {str(budget): _only(by_lr) for budget, by_lr in scores.items()}
+    return result
+
+
+def choose(tried: Mapping[str, float | None]) -> tuple[str | None, bool]:
+    """Return the best entry's key, and whether smaller and larger step sizes were tried too."""
+    if not tried:
+        return None, True
+    order = sorted(tried, key=float)
+    best = max(order, key=lambda lr: -1.0 if tried[lr] is None else tried[lr])
+    return best, best not in (order[0], order[-1])
+
+
+def _whole(parts: Sequence[str], client_lr: float | None) -> dict[str, dict]:
+    """Return options for each way of training all layers; from scratch, if the body is random."""
+    if "all" not in parts:
+        return {}
+    return {"all": {}} | ({"scratch": SCRATCH} if client_lr is None else {})
+
+
+def _width(setting: Mapping) -> dict:
+    return {"width": setting.get("width", cifar.WIDTH)}
+
+
+def _best(scores: Mapping[str, float | None]) -> float | None:
+    return max((a for a in scores.values() if a is not None), default=None)
+
+
+def _mean(accuracies: Sequence[float] | None) -> float | None:
+    return None if accuracies is None else round(float(np.mean(accuracies)), 4)
+
+
+def _only(by_lr: Mapping[float, list[float] | None]) -> list[float] | None:
+    """Return the accuracies of the only step size."""
+    (accuracies,) = by_lr.values()
+    return accuracies and [round(a, 3) for a in accuracies]
