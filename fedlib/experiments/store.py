@@ -1,6 +1,6 @@
 """Stored results: JSON files with a record of how they came about."""
 
-__all__ = ["PROVENANCE", "load_result", "provenance", "run_units", "save_result"]
+__all__ = ["PROVENANCE", "compute_seconds", "load_result", "provenance", "run_units", "save_result"]
 
 import json
 import multiprocessing as mp
@@ -110,8 +110,9 @@ def run_units(
         if torn:
             file.write("\n")
         work = pool.imap_unordered(_call, [(function, unit) for unit in missing])
-        for unit, result in tqdm(work, desc=label, total=len(missing)):
-            file.write(json.dumps({"unit": unit, "result": result}) + "\n")
+        for unit, result, seconds in tqdm(work, desc=label, total=len(missing)):
+            line = {"unit": unit, "result": result, "seconds": seconds}
+            file.write(json.dumps(line) + "\n")
             file.flush()
             done[_key(unit)] = result
     return [done[_key(unit)] for unit in units]
@@ -121,6 +122,13 @@ def _key(unit: dict) -> str:
     return json.dumps(unit, sort_keys=True)
 
 
-def _call(task: tuple[Callable[..., dict], dict]) -> tuple[dict, dict]:
+def _call(task: tuple[Callable[..., dict], dict]) -> tuple[dict, dict, float]:
     function, unit = task
-    return unit, function(**unit)
+    began = time.process_time()
+    result = function(**unit)
+    return unit, result, round(time.process_time() - began, 2)
+
+
+def compute_seconds(cache: Path) -> int:
+    """Return the processor time of all units in a cache, in seconds, over all sessions."""
+    return round(sum(json.loads(line)["seconds"] for line in cache.read_text().splitlines()))

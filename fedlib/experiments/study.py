@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from fedlib.clients import ClientData
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
-from fedlib.experiments.store import provenance, run_units, save_result
+from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
 from fedlib.models import Params, params_of
 
@@ -122,6 +122,7 @@ class Study(NamedTuple):
                 seeds=[TUNING_SEED, *self.seeds[:n]],
                 wall_seconds=time.monotonic() - began,
             )
+            how["compute_seconds"] = compute_seconds(cache)
             save_result(output / f"{self.name}.json", record | more | {"provenance": how})
 
     def _search(self, run: Callable[..., list[dict]]) -> list[dict]:
