@@ -38,7 +38,7 @@ def layered():
 
 
 def test_features_are_the_bodys_outputs_under_the_given_parameters():
-    images = torch.as_tensor(normal(7, 1, 4, 4))
+    images = torch.as_tensor(normal(7, 1, 4, 4)).requires_grad_()
     for build in (
         lambda seed: fl.MLP((1, 4, 4), 3, hidden=(6, 5), seed=seed).double(),
         lambda seed: fl.CNN((1, 4, 4), 3, seed=seed).double(),
@@ -67,6 +67,20 @@ def test_features_of_a_layer_are_what_it_passes_on():
         found = fl.features(model, params, images, layer=layer, chunk=2)
         torch.testing.assert_close(found, outputs, rtol=1e-12, atol=1e-12)
     assert torch.equal(found, fl.features(model, params, images, chunk=2))
+
+
+def test_features_meet_no_more_images_at_once_than_chunk():
+    met = []
+
+    class Meter(nn.Flatten):
+        def forward(self, images):
+            met.append(len(images))
+            return super().forward(images)
+
+    model, images = fl.BodyHead(Meter(), nn.Linear(4, 2)), torch.rand(7, 1, 2, 2)
+    found = fl.features(model, fl.params_of(model), images, chunk=3)
+    assert torch.equal(found, images.flatten(1))
+    assert met == [3, 3, 1]
 
 
 def test_features_are_those_of_evaluation_and_leave_the_model_alone():
@@ -321,7 +335,9 @@ def test_effective_rank_of_r_equal_singular_values_is_r(n, k, r, seed):
     r = min(r, k, n - 1)
     basis = np.linalg.qr(np.column_stack([np.ones(n), normal(n, n - 1, seed=seed)]))[0]
     x = basis[:, 1 : r + 1] @ rotation(k, seed)[:r] + normal(k, seed=[seed, 1])
-    assert fl.effective_rank(x) == pytest.approx(r, rel=1e-9)
+    found = fl.effective_rank(x)
+    assert found == pytest.approx(r, rel=1e-9)
+    assert 1 <= found <= min(n - 1, k)
 
 
 def test_effective_rank_of_a_line_is_one_wherever_it_lies():
