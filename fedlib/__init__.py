@@ -20,6 +20,14 @@ from fedlib.partition import (
     partition_iid,
     private_labels,
 )
+from fedlib.represent import (
+    ClassSimilarity,
+    class_similarity,
+    effective_rank,
+    features,
+    linear_cka,
+    linear_probe,
+)
 from fedlib.steps import LocalStep, control_variate, momentum, proximal, sgd
 from fedlib.storage import load_clients, save_clients
 
@@ -29,6 +37,7 @@ __all__ = [
     "CNN",
     "MLP",
     "BodyHead",
+    "ClassSimilarity",
     "ClientData",
     "DataError",
     "FedAvgConfig",
@@ -41,13 +50,18 @@ __all__ = [
     "LocalStep",
     "Params",
     "Strategy",
+    "class_similarity",
     "control_variate",
     "distributed",
     "draw_batches",
+    "effective_rank",
     "evaluate",
     "experiments",
+    "features",
     "fine_tune",
     "linear",
+    "linear_cka",
+    "linear_probe",
     "load_cifar10",
     "load_cifar100",
     "load_clients",
