@@ -194,23 +194,23 @@ def population(tasks):
 
 
 def test_fedrep_learns_the_representation_with_one_step_on_the_body_and_one_step_fedavg_does_not():
-    tasks = linear.LinearTasks.random(8, 2, 10, rng=np.random.default_rng(0), mean_size=0.5)
-    clients, model = population(tasks), fl.LinearNet(8, 2, seed=1).double()
+    tasks = linear.LinearTasks.random(6, 2, 6, rng=np.random.default_rng(0), mean_size=0.5)
+    clients, model = population(tasks), fl.LinearNet(6, 2, seed=1).double()
     config = fl.FedAvgConfig(
-        num_rounds=600, local_steps=1, cohort_size=5, batch_size=None, client_lr=0.5
+        num_rounds=150, local_steps=1, cohort_size=3, batch_size=None, client_lr=0.9
     )
-    run = dict(seed=0, progress=False, eval_every=600)
-    learned = fl.run_fedrep(model, clients, config, head_steps=5, **run)
+    run = dict(seed=0, progress=False, eval_every=150)
+    learned = fl.run_fedrep(model, clients, config, head_steps=4, **run)
     one_step = fl.run_fedavg(model, clients, replace(config, cohort_size=None), **run)
 
     def far(params):
         return linear.subspace_distance(params["body.weight"].numpy().T, tasks.B_star)
 
-    assert far(learned.params) < 1e-8
+    assert far(learned.params) < 1e-7
     floor = linear.one_step_floor(tasks, fl.params_of(model)["body.weight"].numpy().T)
-    assert far(one_step.params) >= floor - 1e-9 > 0.1
+    assert far(one_step.params) >= floor - 1e-9 > 0.8
     losses = fl.evaluate(model, learned.personal, clients, metric="loss")
-    assert losses.max() < 1e-8
+    assert losses.max() < 1e-12
     assert fl.evaluate(model, one_step.params, clients, metric="loss").mean() > 0.01
 
 
@@ -509,26 +509,21 @@ clients = fl.ClientData(inputs, torch.as_tensor(rng.integers(3, size=20)), np.ar
 model = fl.MLP((6,), 3, hidden=(4,)).double()
 warnings.simplefilter("error", RuntimeWarning)  # the one that says that compiling failed
 runs = [
-    (fl.run_fedavg, dict(step=fl.per_fedavg(0.3))),
-    (fl.run_fedrep, dict(head_steps=2)),
-    (fl.run_scaffold, {}),
+    (4, fl.run_fedavg, dict(step=fl.per_fedavg(0.3))),
+    (None, fl.run_fedavg, dict(step=fl.per_fedavg(0.3))),  # full batches are compiled together
+    (4, fl.run_fedrep, dict(head_steps=2)),
+    (4, fl.run_scaffold, {}),
 ]
-for algorithm, options in runs:
-    for batch_size, local_steps in ((4, 4), (None, 12)):  # ten full batches are compiled together
-        config = fl.FedAvgConfig(
-            num_rounds=2,
-            local_steps=local_steps,
-            cohort_size=2,
-            batch_size=batch_size,
-            client_lr=0.1,
-        )
-        found, expected = (
-            algorithm(model, clients, config, seed=0, progress=False, strategy=name, **options)
-            for name in ("compiled", "stacked")
-        )
-        for name, p in expected.params.items():
-            assert torch.allclose(found.params[name], p, rtol=0, atol=1e-12)
-    torch.compiler.reset()
+for batch_size, algorithm, options in runs:
+    config = fl.FedAvgConfig(
+        num_rounds=2, local_steps=4, cohort_size=2, batch_size=batch_size, client_lr=0.1
+    )
+    found, expected = (
+        algorithm(model, clients, config, seed=0, progress=False, strategy=name, **options)
+        for name in ("compiled", "stacked")
+    )
+    for name, p in expected.params.items():
+        assert torch.allclose(found.params[name], p, rtol=0, atol=1e-12)
 print("equal")
 """
 
