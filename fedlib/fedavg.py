@@ -297,7 +297,8 @@ def run_fedavg(
             ``.previous``. If it is there already, the run goes on from it. If it is missing,
             damaged or of another run, the run goes on from the previous one, with a warning.
         progress: show a progress bar.
-        step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``, or your own.
+        step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``,
+            ``per_fedavg(0.1)``, or your own.
         strategy: how a cohort is run: a name in ``fedlib.engine.STRATEGIES`` or a ``Strategy``;
             "auto" chooses.
 

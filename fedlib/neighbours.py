@@ -6,9 +6,8 @@ head) and ``run_scaffold`` (a control). The others are FedAvg with other argumen
 ===================  ==========================================================================
 FedProx              ``run_fedavg(..., step=proximal(mu))``
 Per-FedAvg, MAML     ``run_fedavg(..., step=per_fedavg(inner_lr))``, first order
-Reptile              ``run_fedavg`` with ``server_lr`` as the outer step size: the server moves a
-                     part of the way to the average. It *is* FedAvg, if clients are of one size;
-                     at ``server_lr=1``, by another name
+Reptile              ``run_fedavg``, whose ``server_lr`` is Reptile's outer step size, on clients of
+                     one size (Reptile does not weight); with ``server_lr=1``, plain FedAvg
 D-SGD                ``run_fedavg`` with ``local_steps=1``
 centralised SGD      ``run_fedavg(model, clients.pool(), ...)`` with ``cohort_size=None``
 local training only  ``fine_tune(model, params_of(model), clients, part="all", ...)``
