@@ -14,6 +14,7 @@ from fedlib.finetune import fine_tune
 from fedlib.glyphs import load_glyphs
 from fedlib.local import LocalResult, local_sgd, task_loss
 from fedlib.models import CNN, MLP, BodyHead, LinearNet, Params, params_of, with_body
+from fedlib.neighbours import FedRepResult, run_fedrep, run_scaffold
 from fedlib.partition import (
     partition_by_class,
     partition_dirichlet,
@@ -28,7 +29,7 @@ from fedlib.represent import (
     linear_cka,
     linear_probe,
 )
-from fedlib.steps import LocalStep, control_variate, momentum, proximal, sgd
+from fedlib.steps import LocalStep, control_variate, momentum, per_fedavg, proximal, sgd
 from fedlib.storage import load_clients, save_clients
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "DataError",
     "FedAvgConfig",
     "FedAvgResult",
+    "FedRepResult",
     "History",
     "ImageSet",
     "Interval",
@@ -75,11 +77,14 @@ __all__ = [
     "partition_by_class",
     "partition_dirichlet",
     "partition_iid",
+    "per_fedavg",
     "plot",
     "private_labels",
     "proximal",
     "run_fedavg",
+    "run_fedrep",
     "run_round",
+    "run_scaffold",
     "save_clients",
     "server_step",
     "sgd",

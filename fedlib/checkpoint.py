@@ -40,7 +40,7 @@ class RunState(NamedTuple):
 
     Attributes:
         round_num: rounds completed.
-        params: the server's parameters after them.
+        params: the server's parameters after them, by name, and what else the algorithm keeps.
         entries: what ``History.of`` takes, one entry per evaluated round.
     """
 
@@ -154,7 +154,7 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
             f"Checkpoint {path}: {reasons[0]}{kept}. "
             f"Going on from {previous.name}, at round {state.round_num}.",
             RuntimeWarning,
-            stacklevel=4,  # whoever called run_fedavg
+            stacklevel=5,  # whoever called run_fedavg
         )
     return state
 

@@ -256,6 +256,18 @@ class ClientData:
         everyone = range(self.num_clients)
         return self._rows(firsts, everyone), self._rows(seconds, everyone)
 
+    def pool(self) -> "ClientData":
+        """Return all examples as those of one client, for centralised training.
+
+        FedAvg on it is plain SGD. Labels must mean the same on every client: private ones
+        (``private_labels``) cannot be pooled.
+
+        Example:
+            >>> ClientData(torch.eye(3), torch.zeros(3), np.array([1, 2])).pool()
+            ClientData(num_clients=1, sizes=3..3, inputs=(3,), device=cpu)
+        """
+        return self._as_checked(self.inputs, self.targets, self.sizes.sum(keepdims=True))
+
     def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int]) -> "ClientData":
         index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
         index = torch.as_tensor(index, device=self.device)

@@ -137,16 +137,17 @@ def train_cohort(
     lr: float,
     step: LocalStep = sgd,
     extra: Params | None = None,
+    own: Params | None = None,
     trainable: Collection[str] | None = None,
     weights: Real[np.ndarray, " m"] | None = None,
     strategy: str | Strategy = "auto",
     then: Callable[[Trained], object] | None = None,
 ) -> list:
-    """Run the local steps of every client in a cohort, all from the same parameters.
+    """Run the local steps of every client in a cohort.
 
     Args:
         model: gives the architecture.
-        params: the server's parameters.
+        params: the server's parameters, where all clients start.
         clients: the federation's data.
         cohort: ids of the clients that take part.
         batches: one array of positions, (local_steps, batch), per client of the cohort.
@@ -154,6 +155,8 @@ def train_cohort(
         step: the local rule.
         extra: for the rule's ``init``: one tensor per trainable parameter, each with a leading
             axis of m clients.
+        own: parameters that each client has for itself, which take the place of the server's; each
+            with a leading axis of m clients. A personal head, say.
         trainable: names of the parameters that move; None moves those with ``requires_grad``.
         weights: weight of each client in the average; None takes numbers of examples.
         strategy: how to run the cohort: a name in ``STRATEGIES``, a ``Strategy``, or "auto", which
@@ -166,13 +169,15 @@ def train_cohort(
         are of one size; smaller batches come first.
 
     Raises:
-        ValueError: if there is no client, not one row of batches, weights or ``extra`` for each,
-            their numbers of local steps differ, a name is unknown, the rule writes in place, or
-            clients cannot be merged: several local steps, or another rule than SGD.
+        ValueError: if there is no client, not one row of batches, weights, ``extra`` or ``own`` for
+            each, their numbers of local steps differ or are no multiple of the rule's, a name is
+            unknown, the rule writes in place, or clients cannot be merged: several local steps,
+            another rule than SGD, or parameters of their own.
     """
     trainable = trainable_of(model) if trainable is None else trainable
     weights = clients.sizes[cohort] if weights is None else weights
-    _check_cohort(params, cohort, batches, weights, extra, trainable)
+    own = own or {}
+    _check_cohort(params, cohort, batches, weights, extra, own, trainable)
     if strategy == "auto":
         strategy = choose_strategy(model, clients.device)
     if isinstance(strategy, str):
@@ -183,25 +188,35 @@ def train_cohort(
             f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
             f'{len(batches[0])} and {step.name}. Use "auto" or "stacked".'
         )
+    if strategy.merge and own:
+        raise ValueError(
+            f"Invalid strategy: it merges clients, but each has a {next(iter(own))} of its own. "
+            'Use "auto" or "stacked".'
+        )
 
     def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
-        starts, own = clients.starts[cohort[places]], [batches[i] for i in places]
+        starts, drawn = clients.starts[cohort[places]], [batches[i] for i in places]
         share = np.asarray(weights, dtype=np.float64)[places]
         if strategy.merge:
-            rows, within = merge_batches(starts, own, share)
+            rows, within = merge_batches(starts, drawn, share)
             share = share.sum(keepdims=True)
         else:
-            rows, within = stack_batches(starts, own)
-        start, more = params, None
-        if extra is not None:
-            index = torch.as_tensor(places, device=clients.device)
-            more = [extra[name][index] for name in params if name in trainable]
+            rows, within = stack_batches(starts, drawn)
+        start = params
         if strategy.stack:
             start = {name: p.expand(len(places), *p.shape) for name, p in params.items()}
             if strategy.compile:  # a step's results are contiguous: one graph for all steps
                 start = {name: p.contiguous() for name, p in start.items()}
         else:
-            rows, more = rows[:, 0], more and [row.squeeze(0) for row in more]
+            rows = rows[:, 0]
+
+        def pick(rows: Params) -> Params:
+            index = torch.as_tensor(places, device=clients.device)
+            picked = {name: values[index] for name, values in rows.items()}
+            return picked if strategy.stack else {n: p.squeeze(0) for n, p in picked.items()}
+
+        start = start | pick(own) if own else start
+        more = extra and pick({name: extra[name] for name in params if name in trainable})
         moved, losses = run_steps(
             partial(_stacked_loss if strategy.stack else _loss, model, strategy.autocast),
             start,
@@ -209,7 +224,7 @@ def train_cohort(
             lr=lr,
             step=step,
             trainable=trainable,
-            extra=more,
+            extra=more and list(more.values()),
             take=_take_compiled if strategy.compile else take_steps,
         )
         if not strategy.stack:
@@ -221,8 +236,8 @@ def train_cohort(
     together = strategy.stack or strategy.merge  # kernels large enough to use the threads
     threads = strategy.threads or (1 if together else torch.get_num_threads())
     if len(jobs) == 1 or threads == 1 or strategy.compile or clients.device.type != "cpu":
-        own = model if strategy.stack else _Replica(model)
-        return [work(own, places) for places in jobs]
+        caller = model if strategy.stack else _Replica(model)
+        return [work(caller, places) for places in jobs]
     mine = threading.local()
 
     def work_in_thread(places: np.ndarray) -> object:
@@ -246,23 +261,27 @@ def _check_cohort(
     batches: Sequence[np.ndarray],
     weights: np.ndarray,
     extra: Params | None,
+    own: Params,
     trainable: Collection[str],
 ) -> None:
-    rows = {"batches": batches, "weights": weights, **(extra or {})}
-    wrong = [name for name, value in rows.items() if len(value) != len(cohort)]
+    rows = [("batches", batches), ("weights", weights), *(extra or {}).items(), *own.items()]
+    wrong = [name for name, values in rows if len(values) != len(cohort)]
     if len(cohort) == 0 or wrong:
         raise ValueError(
             f"Invalid {wrong[0] if wrong else 'cohort'}: not one row for each client of the "
             f"cohort, which has {len(cohort)}. Give as many as there are clients, at least one."
         )
-    steps = {len(own) for own in batches}
+    steps = {len(rows) for rows in batches}
     if len(steps) > 1:
         raise ValueError(
             f"Invalid batches: of {sorted(steps)} local steps. Give all clients the same number."
         )
-    unknown = [name for name in trainable if name not in params]
-    if unknown:
-        raise ValueError(f"Invalid trainable: {unknown[0]} is no parameter. Use names of params.")
+    for argument, names in {"trainable": trainable, "own": own}.items():
+        unknown = [name for name in names if name not in params]
+        if unknown:
+            raise ValueError(
+                f"Invalid {argument}: {unknown[0]} is no parameter. Use names of params."
+            )
 
 
 class _Replica:

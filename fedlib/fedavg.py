@@ -1,14 +1,26 @@
 """Federated averaging: configuration, one round, the loop."""
 
-__all__ = ["FedAvgConfig", "FedAvgResult", "History", "run_fedavg", "run_round"]
+__all__ = [
+    "FedAvgConfig",
+    "FedAvgResult",
+    "History",
+    "Metrics",
+    "draw_round",
+    "run_fedavg",
+    "run_round",
+    "run_rounds",
+    "train_round",
+]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Int
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -26,7 +38,7 @@ from fedlib.batches import draw_batches
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
-from fedlib.local import check_clients, check_model, check_params, trainable_of
+from fedlib.local import check_clients, check_model, check_params, check_period, trainable_of
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, sgd
 
@@ -164,21 +176,51 @@ def run_round(
     check_rng(rng)
     check_params(model, params)
     _check_cohort(clients, config)
+    cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
+    if strategy == "auto" and config.local_steps == 1 and step == sgd:
+        strategy = "merged"
+    return train_round(
+        model, params, clients, cohort, batches, config, step=step, strategy=strategy
+    )
+
+
+def draw_round(
+    clients: ClientData, config: FedAvgConfig, *, rng: np.random.Generator, local_steps: int
+) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, "_ _"]]]:
+    """Draw a round's cohort, and ``local_steps`` batches for each of its clients."""
     size = config.cohort_size or clients.num_clients
     if size < clients.num_clients:
         cohort = rng.choice(clients.num_clients, size, replace=False)
     else:
         cohort = np.arange(size)
-    draw = partial(
-        draw_batches, local_steps=config.local_steps, batch_size=config.batch_size, rng=rng
-    )
+    draw = partial(draw_batches, local_steps=local_steps, batch_size=config.batch_size, rng=rng)
     drawn = cache(draw)  # full batches need no random numbers: one array serves all of a size
     batches = [
         (drawn if config.batch_size is None or size <= config.batch_size else draw)(size)
         for size in clients.sizes[cohort].tolist()
     ]
-    if strategy == "auto" and config.local_steps == 1 and step == sgd:
-        strategy = "merged"
+    return cohort, batches
+
+
+def train_round(
+    model: nn.Module,
+    params: Params,
+    clients: ClientData,
+    cohort: Int[np.ndarray, " m"],
+    batches: Sequence[Int[np.ndarray, "_ _"]],
+    config: FedAvgConfig,
+    *,
+    step: LocalStep,
+    strategy: str | Strategy,
+    own: Params | None = None,
+    trainable: Collection[str] | None = None,
+) -> tuple[Params, float]:
+    """Train a cohort, average, step the server: a round after its draws.
+
+    ``own`` and ``trainable`` are those of ``train_cohort``; the rest, and what is returned, are
+    those of ``run_round``.
+    """
+    trainable = trainable_of(model) if trainable is None else trainable
     mine = distributed.shard(np.array([rows.size for rows in batches]))
     if len(mine):
         totals = train_cohort(
@@ -189,6 +231,8 @@ def run_round(
             [batches[i] for i in mine],
             lr=config.client_lr,
             step=step,
+            own=own and {name: rows[torch.as_tensor(mine)] for name, rows in own.items()},
+            trainable=trainable,
             strategy=strategy,
             then=Trained.total,
         )
@@ -207,7 +251,7 @@ def run_round(
         for name, total in zip(sums, values, strict=True)
     }
     moved = server_step(params, average, server_lr=config.server_lr)
-    trainable = trainable_of(model)  # rounding would move the others
+    # Rounding would move the others.
     params = {name: moved[name] if name in trainable else p for name, p in params.items()}
     return params, float(loss) / weight
 
@@ -253,7 +297,8 @@ def run_fedavg(
             ``.previous``. If it is there already, the run goes on from it. If it is missing,
             damaged or of another run, the run goes on from the previous one, with a warning.
         progress: show a progress bar.
-        step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``, or your own.
+        step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``,
+            ``per_fedavg(0.1)``, or your own.
         strategy: how a cohort is run: a name in ``fedlib.engine.STRATEGIES`` or a ``Strategy``;
             "auto" chooses.
 
@@ -285,6 +330,64 @@ def run_fedavg(
     Reference:
         McMahan et al. (2017), Algorithm 1; Chapter 1.
     """
+    state, history = run_rounds(
+        lambda params, rng: run_round(
+            model, params, clients, config, rng=rng, step=step, strategy=strategy
+        ),
+        model,
+        clients,
+        config,
+        seed=seed,
+        metrics=metrics,
+        eval_every=eval_every,
+        checkpoint=checkpoint,
+        progress=progress,
+        step=step,
+        strategy=strategy,
+    )
+    return FedAvgResult(state, history)
+
+
+def run_rounds(
+    play: Callable[[Params, np.random.Generator], tuple[Params, float]],
+    model: nn.Module,
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    seed: int,
+    metrics: Metrics | None,
+    eval_every: int,
+    checkpoint: str | Path | None,
+    progress: bool,
+    step: LocalStep,
+    strategy: str | Strategy,
+    start: Callable[[Params], Params] = dict,
+    **more: object,
+) -> tuple[Params, History]:
+    """Run the rounds of any algorithm: checks, loop, history, checkpoints.
+
+    Args:
+        play: ``(state, rng) -> (state, loss)``, one round; what it returns is new. A state holds
+            the server's parameters, and whatever else the algorithm keeps, by name.
+        model: as for ``run_fedavg``, and so are the others.
+        clients: the federation's data.
+        config: the run's configuration.
+        seed: keys all randomness of the run.
+        metrics: maps the server's parameters to numbers by name.
+        eval_every: evaluate after every so many rounds.
+        checkpoint: a file that holds the run.
+        progress: show a progress bar.
+        step: the clients' rule.
+        strategy: how a cohort is run.
+        start: ``params -> state``, the state before the first round.
+        **more: what else tells the run from others, JSON values.
+
+    Returns:
+        The state after the last round, and the history.
+
+    Raises:
+        TypeError, ValueError, OSError, FloatingPointError, RuntimeError: as ``run_fedavg``.
+    """
     check_positive_int("eval_every", eval_every)
     check_int("seed", seed, minimum=0)
     check_type("step", step, LocalStep, "Use sgd, momentum(0.9), proximal(0.1) or a LocalStep.")
@@ -298,16 +401,17 @@ def run_fedavg(
             "Use a function from the server's parameters to a dict of numbers by name."
         )
     _check_cohort(clients, config)
+    check_period(step, config.local_steps)
     params = params_of(model)
     check_model(model, params, clients)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
-    state = RunState(0, params, [])
+    state = RunState(0, start(params), [])
     rank, num_ranks = distributed.rank()
     if checkpoint is not None or num_ranks > 1:
         lower = None if isinstance(strategy, str) else strategy.autocast
-        more = dict(step=step.name, autocast=lower and str(lower))
-        identity = run_identity(asdict(config), int(seed), model, clients, **more)
+        how = dict(step=step.name, autocast=lower and str(lower))
+        identity = run_identity(asdict(config), int(seed), model, clients, **how, **more)
         rest = dict(num_rounds=config.num_rounds, eval_every=eval_every)
         distributed.check_same(identity | rest)
     if rank > 0:
@@ -330,25 +434,24 @@ def run_fedavg(
         rounds = range(state.round_num, config.num_rounds)
         for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
             rng, entries = np.random.default_rng([seed, t]), state.entries
-            params, loss = run_round(
-                model, state.params, clients, config, rng=rng, step=step, strategy=strategy
-            )
-            if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in params.values()):
+            played, loss = play(state.params, rng)
+            if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in played.values()):
                 raise FloatingPointError(
                     f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
                     f"Use a client_lr smaller than {config.client_lr}."
                 )
             if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-                measured = _measure(metrics, params, entries) if rank == 0 else {}
+                server = {name: played[name] for name in params}
+                measured = _measure(metrics, server, entries) if rank == 0 else {}
                 measured = distributed.from_first(measured)
                 entries = [*entries, {"round_num": t + 1, "loss": loss, "metrics": measured}]
-            state = RunState(t + 1, params, entries)  # at once: an interrupt finds a whole state
+            state = RunState(t + 1, played, entries)  # at once: an interrupt finds a whole state
             if checkpoint is not None:
                 checkpoint.save_if_due(state)
     finally:
         if checkpoint is not None and checkpoint.saved < state.round_num:
             checkpoint.save(state)
-    return FedAvgResult(state.params, History.of(state.entries))
+    return state.params, History.of(state.entries)
 
 
 def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> dict[str, float]:

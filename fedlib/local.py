@@ -5,6 +5,7 @@ __all__ = [
     "check_clients",
     "check_model",
     "check_params",
+    "check_period",
     "example_losses",
     "local_sgd",
     "run_steps",
@@ -188,6 +189,7 @@ def run_steps(
     versions = [p._version for p in start]
     state = step.init(start, extra)
     leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
+    check_period(step, len(losses))
     if [p._version for p in start] != versions:
         raise ValueError(
             f"Invalid step {step.name}: it writes into the parameters that it is given, which are "
@@ -195,6 +197,19 @@ def run_steps(
         )
     moved = {name: p.detach() for name, p in leaves.items()}
     return LocalResult(params | moved, torch.stack(losses).mean(0))
+
+
+def check_period(step: LocalStep, local_steps: int) -> None:
+    """Refuse a number of local steps that is no multiple of the rule's period.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if local_steps % step.period:
+        raise ValueError(
+            f"Invalid local_steps={local_steps}: the steps of {step.name} come in groups of "
+            f"{step.period}. Use a multiple of {step.period}."
+        )
 
 
 def check_clients(clients: ClientData) -> None:

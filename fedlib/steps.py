@@ -1,6 +1,6 @@
 """Rules for one local step: pure functions of parameters and gradients."""
 
-__all__ = ["LocalStep", "control_variate", "momentum", "proximal", "sgd"]
+__all__ = ["LocalStep", "control_variate", "momentum", "per_fedavg", "proximal", "sgd"]
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,6 +25,7 @@ class LocalStep(NamedTuple):
             ``train_cohort`` was given for the client, one tensor per parameter, or None.
         update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``: a
             float, or in compiled steps a scalar tensor.
+        period: steps that belong together; the number of local steps must be a multiple of it.
 
     Example:
         >>> sign = LocalStep(
@@ -42,6 +43,7 @@ class LocalStep(NamedTuple):
     name: str
     init: Callable[[Tensors, Tensors | None], object]
     update: Callable[[Tensors, Tensors, object, float | Tensor], tuple[Tensors, object]]
+    period: int = 1
 
 
 def _descend(params: Tensors, directions: Tensors, lr: float | Tensor) -> Tensors:
@@ -104,6 +106,36 @@ def proximal(mu: float) -> LocalStep:
         return _descend(params, pulls, lr), start
 
     return LocalStep(f"proximal({mu})", lambda params, extra: params, update)
+
+
+def per_fedavg(inner_lr: float) -> LocalStep:
+    r"""Return first-order meta-learning: a trial step, then a step by the gradient found there.
+
+    Steps come in pairs, so the number of local steps must be even:
+    :math:`\theta'=\theta-\alpha_{\text{in}}\,g(\theta)`, then
+    :math:`\theta\leftarrow\theta-\alpha\,g'(\theta')`, each gradient on a batch of its own. This
+    descends the loss *after* one step of adaptation, but for the second derivatives, which are
+    left out.
+
+    Args:
+        inner_lr: step size of the trial steps, positive. It should be the one that clients adapt
+            with later.
+
+    Returns:
+        The local rule of first-order Per-FedAvg; with one pair per round, of first-order MAML.
+
+    Reference:
+        Fallah, Mokhtari and Ozdaglar (2020), Personalized federated learning with theoretical
+        guarantees: a model-agnostic meta-learning approach.
+    """
+    check_positive("inner_lr", inner_lr)
+
+    def update(params, grads, start, lr):
+        if start is None:
+            return _descend(params, grads, inner_lr), params
+        return _descend(start, grads, lr), None
+
+    return LocalStep(f"per_fedavg({inner_lr})", lambda params, extra: None, update, period=2)
 
 
 def _correct(params: Tensors, extra: Tensors | None) -> Tensors:

@@ -47,6 +47,12 @@ CASES = {
         clients=real(), model=fl.LinearNet(5, 2).double(), config=replace(CONFIG, cohort_size=2)
     ),
     "frozen body": dict(model=frozen()),
+    "FedRep": dict(algorithm=fl.run_fedrep, head_steps=2),
+    "FedRep, one client": dict(
+        algorithm=fl.run_fedrep, head_steps=2, config=replace(CONFIG, cohort_size=1)
+    ),
+    "SCAFFOLD": dict(algorithm=fl.run_scaffold),
+    "SCAFFOLD, one client": dict(algorithm=fl.run_scaffold, config=replace(CONFIG, cohort_size=1)),
     "float32": dict(clients=federation(RAGGED, dtype=torch.float32), model=fl.MLP((1, 4, 4), 3)),
 }
 
@@ -69,7 +75,7 @@ DIFFERENT = {
 }
 
 
-def start(**change):
+def start(algorithm=fl.run_fedavg, **change):
     run = dict(
         model=fl.MLP((1, 4, 4), 3).double(),
         clients=federation(RAGGED),
@@ -77,7 +83,7 @@ def start(**change):
         seed=0,
         progress=False,
     )
-    return fl.run_fedavg(**(run | change))
+    return algorithm(**(run | change))
 
 
 def plain(result):
