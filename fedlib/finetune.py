@@ -5,9 +5,7 @@ __all__ = ["fine_tune"]
 from functools import partial
 
 import numpy as np
-import torch
 from torch import nn
-from torch.func import functional_call
 
 from fedlib._checks import check_in, check_int, check_positive, check_positive_int
 from fedlib.batches import draw_batches
@@ -15,6 +13,7 @@ from fedlib.clients import ClientData
 from fedlib.engine import Strategy, Trained, train_cohort
 from fedlib.local import check_model
 from fedlib.models import BodyHead, Params
+from fedlib.represent import features
 
 
 def fine_tune(
@@ -124,12 +123,8 @@ def _train_heads(
     how: dict,
 ) -> list[Trained]:
     """Train heads on features computed once: a body that stays gives the same at every step."""
-    body, head = (
-        {name.removeprefix(part): p for name, p in params.items() if name.startswith(part)}
-        for part in ("body.", "head.")
-    )
-    with torch.no_grad():
-        pieces = [functional_call(model.body, body, (x,)) for x in clients.inputs.split(2000)]
-    features = ClientData._as_checked(torch.cat(pieces), clients.targets, clients.sizes)
-    trained = train_cohort(model.head, head, features, cohort, batches, trainable=head, **how)
+    head = {n.removeprefix("head."): p for n, p in params.items() if n.startswith("head.")}
+    inputs = features(model, params, clients.inputs)
+    featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)
+    trained = train_cohort(model.head, head, featured, cohort, batches, trainable=head, **how)
     return [t._replace(params={f"head.{n}": p for n, p in t.params.items()}) for t in trained]

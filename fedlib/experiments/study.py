@@ -4,7 +4,10 @@ A setting is a dict of plain values:
 
 - ``federation``: the fields of a ``Federation``;
 - ``local_steps``; ``matching``: "steps", as many gradient steps in a run as FedAvg's, or "rounds";
-- and, where it differs: ``cohort_size``, ``server_lr``, ``width``, ``algorithm``.
+- where they differ: ``cohort_size``, ``server_lr``, ``width``;
+- ``algorithm``, a name and its constants, if it is not FedAvg: ``["fedprox", mu]``,
+  ``["per_fedavg", inner_lr]``, ``["fedrep", head_steps]``, ``["scaffold"]``, ``["local"]``, which
+  trains on the first client alone.
 """
 
 __all__ = ["Study", "choose", "config_of", "trained"]
@@ -21,12 +24,13 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from fedlib.clients import ClientData
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
 from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
-from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
+from fedlib.fedavg import FedAvgConfig, History, run_fedavg
 from fedlib.models import Params, params_of
+from fedlib.neighbours import run_fedrep, run_scaffold
+from fedlib.steps import per_fedavg, proximal, sgd
 
 ROUNDS, MOST_STEPS, COHORT_SIZE, BATCH_SIZE = 40, 50, 10, 10
 """FedAvg's rounds with the most local steps; their product with the cohort is a run's budget."""
@@ -171,20 +175,14 @@ def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
     tau, cohort_size = setting["local_steps"], setting.get("cohort_size", COHORT_SIZE)
     budget = ROUNDS * MOST_STEPS * COHORT_SIZE
     pooled = setting["federation"][0] == "pooled"
-    if pooled:  # a step of all clients of a cohort, in one place
-        return _config(budget // (tau * COHORT_SIZE), tau, 1, COHORT_SIZE * BATCH_SIZE, client_lr)
-    rounds = ROUNDS if setting["matching"] == "rounds" else budget // (tau * cohort_size)
-    return _config(rounds, tau, cohort_size, BATCH_SIZE, client_lr, setting.get("server_lr", 1.0))
-
-
-def _config(rounds, local_steps, cohort_size, batch_size, client_lr, server_lr=1.0):
+    alone = pooled or setting.get("algorithm") == ["local"]
     return FedAvgConfig(
-        num_rounds=rounds,
-        local_steps=local_steps,
-        cohort_size=cohort_size,
-        batch_size=batch_size,
+        num_rounds=ROUNDS if setting["matching"] == "rounds" else budget // (tau * cohort_size),
+        local_steps=tau,
+        cohort_size=1 if alone else cohort_size,
+        batch_size=COHORT_SIZE * BATCH_SIZE if pooled else BATCH_SIZE,  # as all of a cohort's
         client_lr=client_lr,
-        server_lr=server_lr,
+        server_lr=setting.get("server_lr", 1.0),
     )
 
 
@@ -212,15 +210,30 @@ def trained(
 
 
 def _train(
-    setting: dict, config: FedAvgConfig, seed: int, *, width: int, **options
-) -> FedAvgResult:
-    federation = Federation(*setting["federation"])
-    if federation.regime != "pooled":
-        return cifar.train(federation, config, seed, width=width, **options)
-    clients = cifar.training_clients(Federation("shared", 20), seed)
-    clients = ClientData(clients.inputs, clients.targets, np.array([clients.sizes.sum()]))
-    model = cifar.model_for(Federation("shared", 80), seed, width=width)
-    return run_fedavg(model, clients, config, seed=seed, progress=False, **options)
+    setting: Mapping, config: FedAvgConfig, seed: int, *, width: int, **options
+) -> tuple[Params, History]:
+    federation, (algorithm, *constants) = (
+        Federation(*setting["federation"]),
+        setting.get("algorithm", ["fedavg"]),
+    )
+    if federation.regime == "pooled":
+        federation = Federation("shared", 20)
+    clients = cifar.training_clients(federation, seed)
+    if setting["federation"][0] == "pooled":
+        clients = clients.pool()
+    if algorithm == "local":
+        clients = clients.select([0])
+    model = cifar.model_for(federation, seed, width=width)
+    strategy = "auto" if config.local_steps == 1 else "compiled"
+    options = dict(strategy=strategy, progress=False, seed=seed) | options
+    if algorithm == "fedrep":
+        params, history, _ = run_fedrep(model, clients, config, head_steps=constants[0], **options)
+        return params, history
+    if algorithm == "scaffold":
+        return run_scaffold(model, clients, config, **options)
+    rules = {"fedprox": proximal, "per_fedavg": per_fedavg}
+    step = rules[algorithm](*constants) if algorithm in rules else sgd
+    return run_fedavg(model, clients, config, step=step, **options)
 
 
 def tune(setting: dict, client_lr: float | None) -> dict:
