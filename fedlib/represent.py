@@ -228,8 +228,8 @@ def linear_probe(
     """Return how well a linear classifier reads the classes off the features.
 
     Logistic regression (multinomial for more than two classes) with an intercept, on features
-    standardised by the training examples' mean and standard deviation, to scikit-learn's
-    tolerance. No random number is drawn.
+    standardised by the training examples' mean and standard deviation. No random number is drawn.
+    For 2,000 examples of 500 features it takes about a second on one core, of 2,000 about ten.
 
     Args:
         train_features: features to learn from, shape (n, k).
@@ -279,7 +279,10 @@ def linear_probe(
             f"Invalid test_labels: class {unknown[0]} is not among train_labels. "
             "Use training examples of every class."
         )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    # scikit-learn's own tolerance, 1e-4, stops short of the optimum if features are correlated; the
+    # accuracy, off by 0.016 at one CNN's first layer, would then depend on rounding.
+    logistic = LogisticRegression(C=C, tol=1e-6, max_iter=10_000)
+    probe = make_pipeline(StandardScaler(), logistic)
     return float(probe.fit(train, known).score(test, asked))
 
 

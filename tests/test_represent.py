@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cosine
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import fedlib as fl
@@ -254,7 +255,7 @@ def regression(seed, n=60, k=4, c=3):
 
 
 def optimum(x, y, test, C):
-    """Predictions of the penalised optimum, found by Newton-like steps in torch."""
+    """Predictions of the penalised optimum, found by torch."""
     mean, std = x.mean(0), x.std(0)
     x, y, test = (torch.as_tensor(v) for v in ((x - mean) / std, y, (test - mean) / std))
     w = torch.zeros(x.shape[1], int(y.max()) + 1, dtype=torch.float64, requires_grad=True)
@@ -281,6 +282,15 @@ def test_probe_predicts_what_the_penalised_optimum_predicts(C):
     assert fl.linear_probe(x, y, test_x, predicted, C=C) == 1
     assert fl.linear_probe(x, y, test_x, (predicted + 1) % 3, C=C) == 0
     assert fl.linear_probe(x, y, test_x, test_y, C=C) == np.mean(predicted == test_y)
+
+
+def test_probe_reaches_the_optimum_for_correlated_features_too():
+    digits = fl.load_digits()
+    x, y = digits.images.reshape(len(digits), -1), digits.labels
+    mean, std = x[:500].mean(0), x[:500].std(0)
+    z = (x.astype(float) - mean) / np.where(std > 0, std, 1)
+    newton = LogisticRegression(solver="newton-cg", tol=1e-9, max_iter=1000).fit(z[:500], y[:500])
+    assert fl.linear_probe(x[:500], y[:500], x[500:], newton.predict(z[500:])) == 1
 
 
 def test_probes_with_other_penalties_differ():
