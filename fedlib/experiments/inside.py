@@ -1,0 +1,154 @@
+"""The measurements of Chapter 13: what the networks of Chapter 12 have learned, layer by layer.
+
+Images are those of the 20 classes that no training client holds. Step sizes are the ones chosen in
+``one_step.json``, and parameters are taken from that experiment's runs where they are kept.
+"""
+
+__all__ = ["FEDERATIONS", "LAYERS", "METHODS", "main"]
+
+import hashlib
+import inspect
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fedlib.experiments import cifar
+from fedlib.experiments.cifar import Federation
+from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
+from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
+from fedlib.experiments.study import config_of, trained
+from fedlib.models import Params
+from fedlib.represent import class_similarity, effective_rank, features, linear_cka, linear_probe
+
+FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
+METHODS = {
+    "fedavg": dict(local_steps=50, matching="steps"),
+    "one_step_same_steps": dict(local_steps=1, matching="steps"),
+    "one_step_same_rounds": dict(local_steps=1, matching="rounds"),
+}
+LAYERS = {"first pooling": 2, "second pooling": 5, "features": 8}
+"""Positions in the body of ``CNN``."""
+
+SEEDS = (0, 1, 2, 3, 4)
+TRAIN_PER_CLASS, ENTRIES = 50, 20
+"""Images of each class that probes learn from; how often a run is looked into."""
+
+
+def unseen_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return images and labels of the unseen classes: for probes to learn from, and for the rest.
+
+    Shapes (1000, 3, 16, 16), (1000,), (2000, 3, 16, 16), (2000,).
+    """
+    classes, rows = cifar._rows(seed)
+    unseen = classes[cifar.NUM_KNOWN :]
+    images, labels = cifar._images("cifar100", "train")
+    test_images, test_labels = cifar._images("cifar100", "test")
+    learn = rows[unseen, :TRAIN_PER_CLASS].ravel()
+    test = np.flatnonzero(np.isin(test_labels, unseen))
+    return images[learn], labels[learn], test_images[test], test_labels[test]
+
+
+def look(federation: list, runs: dict[str, tuple[dict, float | None]], seed: int) -> dict:
+    """Measure every layer of every method's network, and compare each two networks.
+
+    Args:
+        federation: what was trained on.
+        runs: setting and client step size of every method.
+        seed: of the runs.
+
+    Returns:
+        ``{"layers": {layer: {method: numbers}}, "cka": {layer: square matrix in runs' order}}``.
+    """
+    train_images, train_labels, images, labels = unseen_images(seed)
+    model = cifar.model_for(Federation("shared", 80), seed)
+    params = {name: _with_head_of(model, trained(s, lr, seed)[0]) for name, (s, lr) in runs.items()}
+    layers, cka = {}, {}
+    for layer, position in LAYERS.items():
+        seen = {n: features(model, p, images, layer=position) for n, p in params.items()}
+        layers[layer] = {}
+        for name, outputs in seen.items():
+            raw, centred = (class_similarity(outputs, labels, centre=c) for c in (False, True))
+            learn = features(model, params[name], train_images, layer=position)
+            layers[layer][name] = {
+                "within": round(raw.within, 4),
+                "between": round(raw.between, 4),
+                "centred_within": round(centred.within, 4),
+                "centred_between": round(centred.between, 4),
+                "effective_rank": round(effective_rank(outputs), 2),
+                "probe": round(linear_probe(learn, train_labels, outputs, labels, C=0.01), 4),
+            }
+        cka[layer] = [[round(linear_cka(x, y), 4) for y in seen.values()] for x in seen.values()]
+    return {"layers": layers, "cka": cka}
+
+
+def _with_head_of(model: cifar.CNN, params: Params) -> Params:
+    """Give parameters the head of another model, so that one model serves for all bodies."""
+    return cifar.with_body(model, params)
+
+
+def along(setting: dict, client_lr: float, seed: int) -> dict:
+    """Train once more; measure the features' effective rank and class similarity on the way."""
+    _, _, images, labels = unseen_images(seed)
+    model = cifar.model_for(Federation("shared", 80), seed)
+
+    def metrics(params: Params) -> dict[str, float]:
+        outputs = features(model, _with_head_of(model, params), images)
+        similarity = class_similarity(outputs, labels, centre=True)
+        return {"effective_rank": effective_rank(outputs), "centred_within": similarity.within}
+
+    every = config_of(setting, client_lr).num_rounds // ENTRIES
+    _, series = trained(setting, client_lr, seed, metrics=metrics, eval_every=every)
+    return {name: [round(v, 4) for v in values] for name, values in series.items()}
+
+
+def main(output: Path, workers: int) -> None:
+    """Measure all runs and store everything in ``output/inside.json``."""
+    began = time.monotonic()
+    chosen = json.loads((output / "one_step.json").read_text())["chosen"]
+    lrs = {json.dumps(e["setting"], sort_keys=True): e["client_lr"] for e in chosen}
+
+    def run_of(setting: dict) -> tuple[dict, float | None]:
+        return setting, lrs[json.dumps(setting, sort_keys=True)]
+
+    runs = {
+        tuple(federation): {
+            "untrained": run_of(UNTRAINED),
+            **{n: run_of(dict(federation=list(federation), **m)) for n, m in METHODS.items()},
+            "centralised": run_of(CENTRALISED),
+        }
+        for federation in FEDERATIONS
+    }
+    version = inspect.getsource(cifar) + str(runs) + str((LAYERS, TRAIN_PER_CLASS, ENTRIES))
+    version = hashlib.sha256(version.encode()).hexdigest()[:8]
+    how = dict(cache=output / f"inside.{version}.partial.jsonl", workers=workers)
+    looks = [
+        dict(federation=list(federation), runs=own, seed=seed)
+        for seed in SEEDS
+        for federation, own in runs.items()
+    ]
+    ways = [
+        dict(setting=setting, client_lr=lr, seed=seed)
+        for seed in SEEDS[:3]
+        for own in runs.values()
+        for setting, lr in (own["fedavg"], own["one_step_same_steps"])
+    ]
+    seen = run_units(look, looks, label="layers", **how)
+    rounds = run_units(along, ways, label="rounds", **how)
+    record = {
+        "design": {
+            "layers": LAYERS,
+            "methods": METHODS,
+            "runs": {str(federation): own for federation, own in runs.items()},
+            "train_per_class": TRAIN_PER_CLASS,
+        },
+        "layers": [
+            {"federation": u["federation"], "seed": u["seed"]} | r
+            for u, r in zip(looks, seen, strict=True)
+        ],
+        "rounds": [u | r for u, r in zip(ways, rounds, strict=True)],
+        "provenance": provenance("inside", seeds=SEEDS, wall_seconds=time.monotonic() - began)
+        | {"compute_seconds": compute_seconds(how["cache"])},
+    }
+    save_result(output / "inside.json", record)
