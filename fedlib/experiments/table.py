@@ -1,0 +1,146 @@
+"""Reading the stored studies of Part III: a setting's accuracies as arrays, seed by seed.
+
+A study's record (``fl.load_result("one_step")``, for one) holds rows for settings and seeds. A
+setting is the dict it was run with (``study.py``); ``setting`` writes one down::
+
+    few = dict(kind="unseen", budget=20)  # part="head" unless told
+    fedavg = setting("private", 5, 50)  # 50 local steps
+    one = setting("private", 5, 1)  # as many gradient steps
+    accuracies(record, fedavg, **few)  # (seeds, new clients)
+    fl.mean_interval(scores(record, fedavg, **few))  # (seeds,): the mean over new clients
+    fl.mean_interval(difference(record, fedavg, one, **few))  # paired by seed
+
+``UNTRAINED`` and ``CENTRALISED`` are the settings of those names.
+"""
+
+__all__ = [
+    "CENTRALISED",
+    "UNTRAINED",
+    "accuracies",
+    "curve",
+    "difference",
+    "scores",
+    "seeds",
+    "setting",
+    "tuned",
+]
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
+from fedlib.experiments.study import MOST_STEPS
+
+
+def setting(
+    regime: str,
+    classes: int,
+    local_steps: int,
+    matching: str = "steps",
+    *,
+    num_clients: int = 100,
+    permuted: float = 0.0,
+    **more: object,
+) -> dict:
+    """Return the dict that describes a setting.
+
+    Args:
+        regime: the federation's label regime: "shared", "private", "balanced" or "groups".
+        classes: classes per training client.
+        local_steps: per round; 1 is the one-step baseline.
+        matching: to FedAvg with the most local steps: as many gradient "steps", or "rounds". With
+            the most local steps these are one run, which is stored as "steps".
+        num_clients: training clients of the federation.
+        permuted: share of clients that renumber their labels; for "groups".
+        more: ``cohort_size``, ``server_lr``, ``width``, ``algorithm``, where the study sets them.
+
+    Example:
+        >>> setting("private", 5, 50, "rounds") == setting("private", 5, 50, "steps")
+        True
+    """
+    if local_steps == MOST_STEPS:
+        matching = "steps"
+    federation = [regime, classes, num_clients, permuted]
+    return dict(federation=federation, local_steps=local_steps, matching=matching, **more)
+
+
+def seeds(record: Mapping) -> list[int]:
+    """Return the seeds of the final runs, in the order of every array here."""
+    return sorted({row["seed"] for row in record["final"]})
+
+
+def accuracies(
+    record: Mapping, setting: Mapping, *, part: str = "head", kind: str = "unseen", budget: int = 20
+) -> Float[np.ndarray, "seeds clients"]:
+    """Return the accuracy of every new client after fine-tuning.
+
+    Args:
+        record: a stored study.
+        setting: one of its settings.
+        part: what was fine-tuned: "head"; "all" layers; or, of ``UNTRAINED`` alone, "scratch", all
+            layers for longer.
+        kind: of new clients: "known" classes, "unseen" ones, or "cifar10".
+        budget: images per class to fine-tune with: 5, 20 or 100.
+
+    Returns:
+        One row per seed, one column per client; NaN where training or fine-tuning diverged.
+
+    Raises:
+        KeyError: if the record lacks the setting for some seed, or what is asked of it.
+
+    Reference: Chapter 12.
+    """
+    rows = [row for row in record["final"] if row["setting"] == setting]
+    if sorted(row["seed"] for row in rows) != seeds(record):
+        stored = [e["setting"] for e in record["chosen"]]
+        raise KeyError(f"Invalid setting={setting}: not one of the record's. Use one of {stored}.")
+    rows = sorted(rows, key=lambda row: row["seed"])
+    found = [None if "diverged" in row else row[part][kind][str(budget)] for row in rows]
+    clients = max((len(each) for each in found if each), default=1)
+    return np.array([each or [np.nan] * clients for each in found], dtype=np.float64)
+
+
+def scores(record: Mapping, setting: Mapping, **which: object) -> Float[np.ndarray, " seeds"]:
+    """Return the mean accuracy over new clients for every seed; ``which`` as in ``accuracies``."""
+    return accuracies(record, setting, **which).mean(axis=1)
+
+
+def difference(
+    record: Mapping, one: Mapping, other: Mapping, **which: object
+) -> Float[np.ndarray, " seeds"]:
+    """Return how much better the first setting does than the second, for every seed.
+
+    Settings of one seed meet the same new clients, and one federation's the same training clients
+    and initial weights; so a difference varies less from seed to seed than either score.
+    """
+    return scores(record, one, **which) - scores(record, other, **which)
+
+
+def tuned(record: Mapping, setting: Mapping) -> dict[float, float]:
+    """Return the accuracy on validation clients for every client step size that was tried.
+
+    With the best fine-tuning step size for each; NaN where all diverged.
+    """
+    (tried,) = [e["tried"] for e in record["tuning"] if e["setting"] == setting]
+    best = {
+        float(lr): max((a for a in by_head_lr.values() if a is not None), default=np.nan)
+        for lr, by_head_lr in tried.items()
+    }
+    return dict(sorted(best.items()))
+
+
+def curve(
+    record: Mapping, setting: Mapping
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points"]]:
+    """Return the rounds at which a run was scored, and unseen classes' accuracy at each.
+
+    Raises:
+        KeyError: if no curve was stored, as for settings with matched rounds.
+    """
+    rows = [row for row in record["final"] if row["setting"] == setting]
+    rows = sorted(rows, key=lambda row: row["seed"])
+    series = [row["curve"] for row in rows if "diverged" not in row]
+    rounds = np.array(series[0]["round_num"], dtype=np.float64)
+    return rounds, np.array([each["accuracy"] for each in series], dtype=np.float64)
