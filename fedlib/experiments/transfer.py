@@ -23,9 +23,9 @@ def _setting(federation: Federation, local_steps: int, **differs: object) -> dic
 
 SETTINGS = [
     *(_setting(f, tau) for f in (*DIAL, BALANCED) for tau in MIDDLES),
-    *(_setting(PRIVATE, tau, cohort_size=m) for m in (2, 50) for tau in MIDDLES),
-    *(_setting(PRIVATE, 50, server_lr=lr) for lr in (0.5, 1.5)),
-    *(_setting(f, tau, width=w) for w in (4, 8) for f in (PRIVATE, SHARED) for tau in MIDDLES),
+    *(_setting(PRIVATE, tau, cohort_size=2) for tau in MIDDLES),
+    _setting(PRIVATE, 50, server_lr=0.5),
+    *(_setting(f, tau, width=4) for f in (PRIVATE, SHARED) for tau in MIDDLES),
 ]
 STUDY = Study(
     name="transfer",
