@@ -141,9 +141,8 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
         dict(federation=["private", 5, 100, 0.0], local_steps=tau, matching="steps")
         for tau in (1, 50)
     ]
-    searched = study.Study("x", [*settings, one_step.UNTRAINED], [0.05, 0.2, None], (0,))._search(
-        run
-    )
+    settings = [*settings, one_step.UNTRAINED]
+    searched = study.Study._search(settings, [0.05, 0.2, None], run)
     for entry in searched[:2]:
         tried = {
             lr: max(s for s in scores.values() if s is not None)
@@ -167,7 +166,8 @@ def test_a_stored_study_is_the_one_in_the_code(name):
     code = next(s for s in STUDIES if s.name == name)
     assert record["design"] == json.loads(json.dumps(code.design()))
     stored = [entry["setting"] for entry in record["chosen"]]
-    assert stored == json.loads(json.dumps(list(code.settings)))
+    assert stored == json.loads(json.dumps(list(code.settings)))[: len(stored)]  # or a part of it
+    assert len(stored) >= code.core
     for entry in record["chosen"]:
         Federation(*entry["setting"]["federation"])
         if entry["client_lr"] is not None:
@@ -175,7 +175,9 @@ def test_a_stored_study_is_the_one_in_the_code(name):
     seeds = record["provenance"]["seeds"]
     assert seeds[0] == study.TUNING_SEED not in seeds[1:]
     assert seeds[1:] == list(code.seeds)[: len(seeds) - 1]
-    assert len(record["final"]) == len(stored) * (len(seeds) - 1)
+    rows = [(json.dumps(row["setting"]), row["seed"]) for row in record["final"]]
+    assert len(set(rows)) == len(rows)
+    assert len(rows) >= code.core * (len(seeds) - 1)
 
 
 @pytest.mark.parametrize("name", STORED)
