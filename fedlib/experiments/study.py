@@ -209,7 +209,7 @@ def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
 
 def trained(
     setting: dict, client_lr: float | None, seed: int, **options
-) -> tuple[Params, dict[str, list[float]]]:
+) -> tuple[Params, dict[str, list]]:
     """Train, or take what was trained before; return parameters and the series of metrics.
 
     Without a step size, the untrained parameters.
