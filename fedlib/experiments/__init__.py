@@ -3,6 +3,6 @@
 A chapter shows what is stored and re-runs a small part of it live.
 """
 
-from fedlib.experiments import puzzle
+from fedlib.experiments import cifar, puzzle
 
-__all__ = ["puzzle"]
+__all__ = ["cifar", "puzzle"]
