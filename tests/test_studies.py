@@ -238,21 +238,21 @@ def again(setting, seed):
 @pytest.mark.parametrize(
     "setting",
     [
-        dict(federation=["private", 5, 100, 0.0], local_steps=1, matching="rounds"),
-        dict(federation=["shared", 20, 100, 0.0], local_steps=5, matching="rounds"),
+        # Of the short runs, two with small step sizes: large ones amplify rounding.
+        dict(federation=["private", 20, 100, 0.0], local_steps=1, matching="rounds"),
+        dict(federation=["shared", 80, 100, 0.0], local_steps=2, matching="rounds"),
     ],
 )
 def test_stored_rows_come_out_again(setting, tmp_path, monkeypatch):
     needs_cifar()
     monkeypatch.setattr(study, "RUNS", tmp_path)
+    # The shape checks of the tests cannot be compiled; the strategy does not change what comes out.
+    monkeypatch.setattr(study, "trained", functools.partial(study.trained, strategy="threads"))
     fresh, stored = again(setting, 0)
     for kind in cifar.KINDS:
         for budget in map(str, cifar.BUDGETS):
-            difference = np.subtract(
-                fresh[kind].get(budget, fresh[kind].get(int(budget))), stored[kind][budget]
-            )
-            # Rounding differs between machines, and training amplifies it.
-            assert abs(difference.mean()) < 0.02
+            difference = np.subtract(fresh[kind][budget], stored[kind][budget])
+            assert abs(difference.mean()) < 0.015
             assert np.abs(difference).max() < 0.06
 
 
