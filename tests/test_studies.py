@@ -59,6 +59,11 @@ def test_training_clients_hold_known_classes_and_no_image_twice(rows_for_images,
     assert set(true.ravel()) <= set(known[:80])
 
 
+def test_an_unknown_regime_is_refused():
+    with pytest.raises(ValueError, match='Invalid regime="privat"'):
+        cifar.training_clients(Federation("privat", 5), 0)
+
+
 def orders(clients, true):
     """Each client's label of each class, (clients, 100), -1 for classes it does not hold."""
     table = np.full((clients.num_clients, 100), -1)
