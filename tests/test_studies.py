@@ -60,7 +60,7 @@ def test_training_clients_hold_known_classes_and_no_image_twice(rows_for_images,
 
 
 def test_an_unknown_regime_is_refused():
-    with pytest.raises(ValueError, match='Invalid regime="privat"'):
+    with pytest.raises(ValueError, match="Invalid regime='privat'"):
         cifar.training_clients(Federation("privat", 5), 0)
 
 
