@@ -4,6 +4,7 @@ PYTHON ?= python3
 PORT   ?= 8000
 BIN    := .venv/bin
 NB     ?=
+NAME   ?=
 URL    ?=
 
 # Two kernels with many threads each would slow one another down; see fedlib's engine.
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser benchmark links retarget clean
+.PHONY: help book test check format refresh site serve browser benchmark results links retarget clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -56,6 +57,10 @@ browser: site  ## build the website and open every page in Chromium
 benchmark: .venv/installed  ## time fedlib and other simulators on the same work (20 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"
 	@$(BIN)/python -m benchmarks
+
+results: .venv/installed  ## re-run every stored experiment (3 hours); NAME=one_step for one; resumes
+	@$(foreach name,$(or $(NAME),puzzle one_step fine_tuning inside transfer neighbours), \
+	  echo "==> $(name)" && $(BIN)/python -m fedlib.experiments $(name) &&) true
 
 links: .venv/installed  ## ask every external link of the book whether it still answers
 	@echo "==> Checking external links"

@@ -1,6 +1,6 @@
 r"""The algorithms next to FedAvg, each a small variation of its loop.
 
-Two need a loop of their own, because clients keep something from round to round: ``run_fedrep`` (a
+Two have rounds of their own, because clients keep something between rounds: ``run_fedrep`` (a
 head) and ``run_scaffold`` (a control). The others are FedAvg with other arguments:
 
 ===================  ==========================================================================

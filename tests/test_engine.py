@@ -485,6 +485,13 @@ for batch_size in (4, None):
         for name, p in expected.params.items():
             assert torch.allclose(found.params[name], p, rtol=0, atol=1e-13)
         assert torch.allclose(found.losses, expected.losses, rtol=1e-12)
+
+from torch._dynamo.utils import counters
+
+compiled = counters["stats"]["unique_graphs"]
+for lr in (0.2, 0.3, 0.4):  # another step size is no other function
+    train_cohort(*args, lr=lr, step=fl.momentum(), strategy="compiled")
+assert compiled == counters["stats"]["unique_graphs"] > 0
 print("equal")
 """
 

@@ -31,6 +31,27 @@ def test_equals_a_plain_loop_over_torch_sgd(part):
         assert torch.equal(personal[0][name], start[name])
 
 
+def test_heads_on_stored_features_equal_heads_behind_a_running_body():
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    calls = []
+    model.body[0].register_forward_hook(lambda *_: calls.append(1))
+    how = dict(steps=7, lr=0.3, batch_size=4, part="head", seed=2)
+    stored = fl.fine_tune(model, fl.params_of(model), clients, **how)
+    few = len(calls)
+    model.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    doubled = fl.fine_tune(model, fl.params_of(model), clients, **how)
+    assert len(calls) - few > few  # a hook may do anything: the body runs at every step
+
+    class Doubled(fl.MLP):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    again = fl.fine_tune(Doubled((1, 4, 4), 3).double(), fl.params_of(model), clients, **how)
+    for i in range(len(clients)):
+        assert distance(doubled[i], again[i]) < 1e-13
+        assert distance(doubled[i], stored[i]) > 1e-3
+
+
 def test_a_clients_result_does_not_depend_on_the_others():
     clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
     tune = dict(steps=3, lr=0.1, batch_size=2, seed=0)

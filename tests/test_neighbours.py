@@ -450,7 +450,8 @@ def bits(result):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_resumed_run_is_bit_identical(tmp_path, name, memory_format):
+@pytest.mark.parametrize("stop", [1, 4])  # in the first round: with what clients start from
+def test_a_resumed_run_is_bit_identical(tmp_path, name, memory_format, stop):
     algorithm = ALGORITHMS[name]
     clients = federation(shape=(4, 8, 8), dtype=torch.float32)
     model = fl.CNN((4, 8, 8), 3, width=4).to(memory_format=memory_format)
@@ -459,15 +460,15 @@ def test_a_resumed_run_is_bit_identical(tmp_path, name, memory_format):
     whole = algorithm(model, clients, config, **run)
     path, calls = tmp_path / "run", []
 
-    def stop_in_round_4(params):
+    def stop_in_that_round(params):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        algorithm(model, clients, config, checkpoint=path, metrics=stop_in_round_4, **run)
-    assert len(calls) == 4
+        algorithm(model, clients, config, checkpoint=path, metrics=stop_in_that_round, **run)
+    assert len(calls) == stop
     again = algorithm(model, clients, config, checkpoint=path, **run)
     assert bits(again) == bits(whole)
     assert bits(algorithm(model, clients, config, checkpoint=path, **run)) == bits(whole)
