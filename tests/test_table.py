@@ -67,12 +67,20 @@ def test_a_diverged_run_is_not_a_number(record):
     assert np.isnan(table.scores(record, SETTINGS[0], kind="known")[2])
 
 
-def test_a_setting_without_all_seeds_is_refused(record):
+def test_a_partial_grid_pairs_the_seeds_that_both_have(record):
+    del record["final"][0]  # SETTINGS[2], seed 3
+    assert table.seeds(record, SETTINGS[2]) == [1, 2]
+    assert table.seeds(record, SETTINGS[1]) == [1, 2, 3]
+    assert table.accuracies(record, SETTINGS[2], kind="known").shape == (2, 2)
+    for pair, sign in ((SETTINGS[2:0:-1], 1), (SETTINGS[1:], -1)):
+        np.testing.assert_allclose(table.difference(record, *pair, kind="known"), [sign] * 2)
+
+
+def test_an_unknown_setting_is_refused(record):
+    unknown = table.setting("shared", 6, 1)
+    assert table.seeds(record, unknown) == []
     with pytest.raises(KeyError, match="Invalid setting=.*Use one of"):
-        table.accuracies(record, table.setting("shared", 6, 1))
-    del record["final"][0]
-    with pytest.raises(KeyError, match="Invalid setting"):
-        table.scores(record, SETTINGS[2], kind="known")
+        table.accuracies(record, unknown)
 
 
 def test_step_sizes_are_sorted_with_the_best_head(record):
@@ -86,6 +94,15 @@ def test_curves_follow_the_seeds(record):
     rounds, accuracy = table.curve(record, SETTINGS[2])
     assert rounds.tolist() == [1, 2]
     assert accuracy.tolist() == [[2, 1], [2, 2], [2, 3]]
+    del record["final"][0]["curve"]["accuracy"]  # seed 3 was not scored along the way
+    assert table.curve(record, SETTINGS[2])[1].tolist() == [[2, 1], [2, 2]]
+
+
+def test_a_setting_without_a_curve_is_refused(record):
+    for row in record["final"]:
+        row["curve"].pop("accuracy")
+    with pytest.raises(KeyError, match="not scored along the way"):
+        table.curve(record, SETTINGS[0])
 
 
 def test_further_fields_of_a_setting_are_kept():

@@ -66,9 +66,9 @@ def setting(
     return dict(federation=federation, local_steps=local_steps, matching=matching, **more)
 
 
-def seeds(record: Mapping) -> list[int]:
-    """Return the seeds of the final runs, in the order of every array here."""
-    return sorted({row["seed"] for row in record["final"]})
+def seeds(record: Mapping, setting: Mapping) -> list[int]:
+    """Return the seeds of a setting's final runs, in the order of its arrays; none if not run."""
+    return sorted(row["seed"] for row in record["final"] if row["setting"] == setting)
 
 
 def accuracies(
@@ -88,15 +88,11 @@ def accuracies(
         One row per seed, one column per client; NaN where training or fine-tuning diverged.
 
     Raises:
-        KeyError: if the record lacks the setting for some seed, or what is asked of it.
+        KeyError: if the record lacks the setting, or what is asked of it.
 
     Reference: Chapter 12.
     """
-    rows = [row for row in record["final"] if row["setting"] == setting]
-    if sorted(row["seed"] for row in rows) != seeds(record):
-        stored = [e["setting"] for e in record["chosen"]]
-        raise KeyError(f"Invalid setting={setting}: not one of the record's. Use one of {stored}.")
-    rows = sorted(rows, key=lambda row: row["seed"])
+    rows = _rows(record, setting)
     found = [None if "diverged" in row else row[part][kind][str(budget)] for row in rows]
     clients = max((len(each) for each in found if each), default=1)
     return np.array([each or [np.nan] * clients for each in found], dtype=np.float64)
@@ -110,12 +106,16 @@ def scores(record: Mapping, setting: Mapping, **which: object) -> Float[np.ndarr
 def difference(
     record: Mapping, one: Mapping, other: Mapping, **which: object
 ) -> Float[np.ndarray, " seeds"]:
-    """Return how much better the first setting does than the second, for every seed.
+    """Return how much better the first setting does than the second, for every seed of both.
 
     Settings of one seed meet the same new clients, and one federation's the same training clients
     and initial weights; so a difference varies less from seed to seed than either score.
     """
-    return scores(record, one, **which) - scores(record, other, **which)
+    first, second = (
+        dict(zip(seeds(record, each), scores(record, each, **which), strict=True))
+        for each in (one, other)
+    )
+    return np.array([first[seed] - second[seed] for seed in first if seed in second])
 
 
 def tuned(record: Mapping, setting: Mapping) -> dict[float, float]:
@@ -136,11 +136,22 @@ def curve(
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points"]]:
     """Return the rounds at which a run was scored, and unseen classes' accuracy at each.
 
+    For the seeds that were scored along the way and did not diverge.
+
     Raises:
-        KeyError: if no curve was stored, as for settings with matched rounds.
+        KeyError: if none was, as for settings with matched rounds.
     """
-    rows = [row for row in record["final"] if row["setting"] == setting]
-    rows = sorted(rows, key=lambda row: row["seed"])
-    series = [row["curve"] for row in rows if "diverged" not in row]
+    series = [row["curve"] for row in _rows(record, setting) if "diverged" not in row]
+    series = [each for each in series if "accuracy" in each]
+    if not series:
+        raise KeyError(f"Invalid setting={setting}: not scored along the way. Use another.")
     rounds = np.array(series[0]["round_num"], dtype=np.float64)
     return rounds, np.array([each["accuracy"] for each in series], dtype=np.float64)
+
+
+def _rows(record: Mapping, setting: Mapping) -> list[dict]:
+    rows = [row for row in record["final"] if row["setting"] == setting]
+    if not rows:
+        stored = [entry["setting"] for entry in record["chosen"]]
+        raise KeyError(f"Invalid setting={setting}: not one of the record's. Use one of {stored}.")
+    return sorted(rows, key=lambda row: row["seed"])
