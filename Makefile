@@ -59,7 +59,7 @@ benchmark: .venv/installed  ## time fedlib and other simulators on the same work
 	@$(BIN)/python -m benchmarks
 
 results: .venv/installed  ## re-run every stored experiment (3 hours); NAME=one_step for one; resumes
-	@$(foreach name,$(or $(NAME),puzzle one_step inside transfer neighbours), \
+	@$(foreach name,$(or $(NAME),puzzle one_step fine_tuning inside transfer neighbours), \
 	  echo "==> $(name)" && $(BIN)/python -m fedlib.experiments $(name) &&) true
 
 links: .venv/installed  ## ask every external link of the book whether it still answers

@@ -413,9 +413,9 @@ def _compiled() -> Callable[..., tuple[Params, object, list[Tensor]]]:
 def _take_compiled(loss, step, lr, params, leaves, state, batches):
     length, met = _UNROLLED if isinstance(batches, list) else 1, []
     batches = iter(batches)
-    rate = torch.tensor(
-        lr, dtype=next(iter(leaves.values())).dtype
-    )  # a number would be compiled in
+    # A number would be compiled in, and every step size compiled anew.
+    exact = torch.promote_types(next(iter(leaves.values())).dtype, torch.float32)
+    rate = torch.tensor(lr, dtype=exact)
     while block := list(islice(batches, length)):
         try:
             take = _compiled()

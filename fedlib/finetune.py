@@ -92,7 +92,8 @@ def fine_tune(
         for i, size in enumerate(clients.sizes)
     ]
     everyone, how = np.arange(clients.num_clients), dict(lr=lr, strategy=strategy)
-    if part == "head" and _is_body_then_head(model):
+    exact = isinstance(strategy, str) or strategy.autocast is None
+    if part == "head" and exact and _is_body_then_head(model):
         stacks = _train_heads(model, params, clients, everyone, batches, how)
     else:
         how["trainable"] = trainable

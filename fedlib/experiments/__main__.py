@@ -5,7 +5,7 @@ import importlib
 import os
 from pathlib import Path
 
-EXPERIMENTS = ("puzzle", "one_step", "inside", "transfer", "neighbours")
+EXPERIMENTS = ("puzzle", "one_step", "fine_tuning", "inside", "transfer", "neighbours")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m fedlib.experiments", description=__doc__)

@@ -26,10 +26,12 @@ UNTRAINED = dict(federation=["untrained", 80, 1, 0.0], local_steps=1, matching="
 CENTRALISED = dict(federation=["pooled", 80, 1, 0.0], local_steps=50, matching="steps")
 GRID = [
     dict(federation=list(federation), local_steps=tau, matching=matching)
-    for federation in FEDERATIONS
     for matching in MIDDLES
     for tau in MIDDLES[matching]
+    for federation in FEDERATIONS
 ]
+GRID.sort(key=lambda setting: setting["local_steps"] not in (1, 50))  # the two ends first
+CORE = sum(setting["local_steps"] in (1, 50) for setting in GRID)
 
 
 def spectrum(federation: list, client_lr: float, seed: int) -> dict:
@@ -56,6 +58,7 @@ STUDY = Study(
     name="one_step",
     settings=[UNTRAINED, CENTRALISED, *GRID],
     middles=[None, 0.1, *(MIDDLES[s["matching"]][s["local_steps"]] for s in GRID)],
+    core=2 + CORE,
     seeds=(0, 1, 2, 3, 4),
     parts=("head", "all"),
     curves=True,

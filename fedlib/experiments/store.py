@@ -93,15 +93,8 @@ def run_units(
     Returns:
         One result per unit, in order.
     """
-    done = {}
-    torn = cache.exists() and not cache.read_text().endswith("\n")
-    if cache.exists():
-        for line in cache.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the line being written when the process was stopped
-                continue
-            done[_key(entry["unit"])] = entry["result"]
+    done = {_key(entry["unit"]): entry["result"] for entry in _entries(cache)}
+    torn = cache.exists() and not f"\n{cache.read_text()}".endswith("\n")
     missing = [unit for unit in units if _key(unit) not in done]
     with (
         cache.open("a") as file,
@@ -131,4 +124,12 @@ def _call(task: tuple[Callable[..., dict], dict]) -> tuple[dict, dict, float]:
 
 def compute_seconds(cache: Path) -> int:
     """Return the processor time of all units in a cache, in seconds, over all sessions."""
-    return round(sum(json.loads(line)["seconds"] for line in cache.read_text().splitlines()))
+    return round(sum(entry["seconds"] for entry in _entries(cache)))
+
+
+def _entries(cache: Path) -> Iterable[dict]:
+    for line in cache.read_text().splitlines() if cache.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the line being written when the process was stopped
+            continue

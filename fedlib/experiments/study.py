@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,15 +56,17 @@ class Study(NamedTuple):
         settings: what is compared.
         middles: for each setting, the middle of the first three client step sizes to be tried; or
             None for an untrained body.
+        core: how many settings, the first ones, go through everything before the others begin.
         seeds: of the final runs; none of them is used for tuning.
         parts: what new clients fine-tune: "head" and perhaps "all".
-        curves: whether to score along the way too.
+        curves: whether to score along the way too, for the first seed.
         more: further tables, ``(chosen, seeds, run) -> dict``.
     """
 
     name: str
     settings: Sequence[dict]
     middles: Sequence[float | None]
+    core: int
     seeds: Sequence[int]
     parts: Sequence[str] = ("head",)
     curves: bool = False
@@ -83,7 +86,10 @@ class Study(NamedTuple):
         }
 
     def run(self, output: Path, workers: int) -> None:
-        """Tune, choose, run the final seeds one after the other, storing after each."""
+        """Tune, choose, run the final seeds one after the other, storing after each.
+
+        A run that was stopped leaves a table of what was finished, and goes on from there.
+        """
         began = time.monotonic()
         version = str(self.design()) + inspect.getsource(cifar)
         version = hashlib.sha256(version.encode()).hexdigest()[:8]
@@ -94,7 +100,27 @@ class Study(NamedTuple):
             kind = _Dispatch(function.__module__)
             return run_units(kind, tagged, cache=cache, workers=workers, label=label)
 
-        tuning = self._search(run)
+        tuning, chosen, finals, used, more = [], [], [], [], {}
+        for some in (slice(self.core), slice(self.core, None)):
+            searched = self._search(self.settings[some], self.middles[some], run)
+            picked = self._choose(searched, run)
+            tuning, chosen = tuning + searched, chosen + picked
+            for seed in self.seeds if picked else ():
+                finals += self._final(picked, seed, run)
+                used = sorted({*used, seed})
+                more = self.more(chosen, used, run)
+                how = provenance(
+                    self.name,
+                    seeds=[TUNING_SEED, *used],
+                    wall_seconds=time.monotonic() - began,
+                )
+                how["compute_seconds"] = compute_seconds(cache)
+                record = {"design": self.design(), "tuning": tuning, "chosen": chosen}
+                record |= {"final": finals, "provenance": how}
+                save_result(output / f"{self.name}.json", record | more)
+
+    def _choose(self, tuning: list[dict], run: Callable[..., list[dict]]) -> list[dict]:
+        """Choose client step sizes, then fine-tuning step sizes."""
         chosen = []
         for entry in tuning:
             best, _ = choose({lr: _best(scores) for lr, scores in entry["tried"].items()})
@@ -107,39 +133,34 @@ class Study(NamedTuple):
                 part: {budget: float(choose(scores)[0]) for budget, scores in by_budget.items()}
                 for part, by_budget in tried.items()
             }
-        finals = []
-        for n, seed in enumerate(self.seeds, start=1):
-            units = [
-                {name: entry[name] for name in ("setting", "client_lr", "lrs")}
-                | {"seed": seed, "curve": self.curves}
-                for entry in chosen
-            ]
-            results = run(final, units, label=f"seed {seed}")
-            finals += [
-                {"setting": unit["setting"], "seed": seed} | result
-                for unit, result in zip(units, results, strict=True)
-            ]
-            more = self.more(chosen, self.seeds[:n], run)
-            record = {"design": self.design(), "tuning": tuning, "chosen": chosen, "final": finals}
-            how = provenance(
-                self.name,
-                seeds=[TUNING_SEED, *self.seeds[:n]],
-                wall_seconds=time.monotonic() - began,
-            )
-            how["compute_seconds"] = compute_seconds(cache)
-            save_result(output / f"{self.name}.json", record | more | {"provenance": how})
+        return chosen
 
-    def _search(self, run: Callable[..., list[dict]]) -> list[dict]:
+    def _final(self, chosen: list[dict], seed: int, run: Callable[..., list[dict]]) -> list[dict]:
+        units = [
+            {name: entry[name] for name in ("setting", "client_lr", "lrs")}
+            | {"seed": seed, "curve": self.curves and seed == self.seeds[0]}
+            for entry in chosen
+        ]
+        results = run(final, units, label=f"seed {seed}")
+        return [
+            {"setting": unit["setting"], "seed": seed} | result
+            for unit, result in zip(units, results, strict=True)
+        ]
+
+    @staticmethod
+    def _search(
+        settings: Sequence[dict],
+        middles: Sequence[float | None],
+        run: Callable[..., list[dict]],
+    ) -> list[dict]:
         """Try client step sizes until every setting's best has a neighbour on either side."""
-        tried, wanted = [{} for _ in self.settings], {}
-        for i, middle in enumerate(self.middles):
+        tried, wanted = [{} for _ in settings], {}
+        for i, middle in enumerate(middles):
             at = middle and int(np.argmin(np.abs(np.array(STEP_SIZES) - middle)))
             wanted[i] = STEP_SIZES[at - 1 : at + 2] if middle else [None]
         while wanted:
             units = [
-                dict(setting=self.settings[i], client_lr=lr)
-                for i, lrs in wanted.items()
-                for lr in lrs
+                dict(setting=settings[i], client_lr=lr) for i, lrs in wanted.items() for lr in lrs
             ]
             places = [i for i, lrs in wanted.items() for _ in lrs]
             results = run(tune, units, label="tuning")
@@ -157,7 +178,7 @@ class Study(NamedTuple):
             {"setting": setting, "tried": {str(lr): by_lr[lr] for lr in sorted(by_lr)}}
             if None not in by_lr
             else {"setting": setting, "tried": {}}
-            for setting, by_lr in zip(self.settings, tried, strict=True)
+            for setting, by_lr in zip(settings, tried, strict=True)
         ]
 
 
@@ -188,7 +209,7 @@ def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
 
 def trained(
     setting: dict, client_lr: float | None, seed: int, **options
-) -> tuple[Params, dict[str, list[float]]]:
+) -> tuple[Params, dict[str, list]]:
     """Train, or take what was trained before; return parameters and the series of metrics.
 
     Without a step size, the untrained parameters.
@@ -203,7 +224,9 @@ def trained(
         return load_file(file), {}
     params, history = _train(setting, config, seed, width=width, **options)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(params, file)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    save_file(params, temporary)
+    os.replace(temporary, file)
     return params, {"round_num": history.round_num.tolist()} | {
         name: values.tolist() for name, values in history.metrics.items()
     }
@@ -231,8 +254,9 @@ def _train(
         return params, history
     if algorithm == "scaffold":
         return run_scaffold(model, clients, config, **options)
-    rules = {"fedprox": proximal, "per_fedavg": per_fedavg}
-    step = rules[algorithm](*constants) if algorithm in rules else sgd
+    plain = lambda: sgd  # noqa: E731
+    rules = {"fedprox": proximal, "per_fedavg": per_fedavg, "fedavg": plain, "local": plain}
+    step = rules[algorithm](*constants)
     return run_fedavg(model, clients, config, step=step, **options)
 
 

@@ -1,0 +1,119 @@
+"""How much of Chapter 12's comparison is the fine-tuning's: the same bodies, fine-tuned harder.
+
+Fine-tuning a head by SGD stops early, which costs most where features are small. Here heads are
+taken to their optimum (regularised logistic regression on standardised features), and all layers
+get as many steps as training from scratch. Constants are chosen on validation clients, bodies and
+their step sizes come from ``one_step.json``.
+"""
+
+__all__ = ["SETTINGS", "main"]
+
+import hashlib
+import inspect
+import json
+import time
+from pathlib import Path
+
+from fedlib.experiments import cifar
+from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
+from fedlib.experiments.one_step import STUDY
+from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
+from fedlib.experiments.study import ALL_LRS, BUDGET, SCRATCH, TUNING_SEED, trained
+from fedlib.represent import linear_probe
+
+SETTINGS = [
+    setting
+    for setting in STUDY.settings[: STUDY.core]
+    if setting["matching"] == "steps" and setting["federation"][1] != 80
+] + STUDY.settings[:2]
+STRENGTHS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+"""The probe's ``C``: the weight of the data against the penalty."""
+
+SEEDS = (0, 1, 2)
+
+
+def probe(task: Task, C: float) -> list[float]:
+    """Return the accuracy of every client's best head."""
+    return [linear_probe(*task.train[i], *task.test[i], C=C) for i in range(task.train.num_clients)]
+
+
+def tune(setting: dict, client_lr: float | None) -> dict:
+    """Score strengths and step sizes on validation clients: ``{part: {budget: {value: a}}}``."""
+    params, _ = trained(setting, client_lr, TUNING_SEED)
+    task = new_clients("validation", TUNING_SEED)
+    features = Task(*(featured(params, half) for half in task))
+    tried = {
+        str(budget): {str(C): _mean(probe(features.with_budget(budget), C)) for C in STRENGTHS}
+        for budget in cifar.BUDGETS
+    }
+    few = adapt_all(params, task.of_first(5), {BUDGET: ALL_LRS}, TUNING_SEED, **SCRATCH)[BUDGET]
+    return {
+        "probe": tried,
+        "all": {str(BUDGET): {str(lr): a and _mean(a) for lr, a in few.items()}},
+    }
+
+
+def final(setting: dict, client_lr: float | None, chosen: dict, seed: int) -> dict:
+    """Score new clients of every kind with the chosen constants."""
+    params, _ = trained(setting, client_lr, seed)
+    result = {"probe": {}, "all": {}}
+    for kind in cifar.KINDS:
+        task = new_clients(kind, seed)
+        features = Task(*(featured(params, half) for half in task))
+        result["probe"][kind] = {
+            budget: [round(a, 3) for a in probe(features.with_budget(int(budget)), C)]
+            for budget, C in chosen["probe"].items()
+        }
+        lr = chosen["all"][str(BUDGET)]
+        scores = adapt_all(params, task.of_first(5), {BUDGET: [lr]}, seed, **SCRATCH)[BUDGET][lr]
+        result["all"][kind] = {str(BUDGET): scores and [round(a, 3) for a in scores]}
+    return result
+
+
+def _mean(accuracies: list[float]) -> float:
+    return round(sum(accuracies) / len(accuracies), 4)
+
+
+def main(output: Path, workers: int) -> None:
+    """Tune, score, and store everything in ``output/fine_tuning.json``."""
+    began = time.monotonic()
+    stored = json.loads((output / "one_step.json").read_text())["chosen"]
+    units = [
+        {name: entry[name] for name in ("setting", "client_lr")}
+        for setting in SETTINGS
+        for entry in stored
+        if entry["setting"] == setting
+    ]
+    design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": cifar.ALL | SCRATCH}
+    version = str(design) + inspect.getsource(cifar) + inspect.getsource(linear_probe) + str(units)
+    version = hashlib.sha256(version.encode()).hexdigest()[:8]
+    how = dict(cache=output / f"fine_tuning.{version}.partial.jsonl", workers=workers)
+    chosen = []
+    for unit, tried in zip(units, run_units(tune, units, label="tuning", **how), strict=True):
+        best = {
+            part: {
+                budget: float(max(scores, key=lambda value: scores[value] or 0))
+                for budget, scores in by_budget.items()
+            }
+            for part, by_budget in tried.items()
+        }
+        chosen.append(unit | {"tried": tried, "lrs": best})
+    finals = [
+        dict(setting=e["setting"], client_lr=e["client_lr"], chosen=e["lrs"], seed=seed)
+        for seed in SEEDS
+        for e in chosen
+    ]
+    results = run_units(final, finals, label="final", **how)
+    record = {
+        "design": design,
+        "chosen": chosen,
+        "final": [
+            {"setting": unit["setting"], "seed": unit["seed"]} | result
+            for unit, result in zip(finals, results, strict=True)
+        ],
+        "provenance": provenance(
+            "fine_tuning", seeds=[TUNING_SEED, *SEEDS], wall_seconds=time.monotonic() - began
+        )
+        | {"compute_seconds": compute_seconds(how["cache"])},
+    }
+    save_result(output / "fine_tuning.json", record)
