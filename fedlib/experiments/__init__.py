@@ -3,6 +3,6 @@
 A chapter shows what is stored and re-runs a small part of it live.
 """
 
-from fedlib.experiments import puzzle, table
+from fedlib.experiments import cifar, puzzle, table
 
-__all__ = ["puzzle", "table"]
+__all__ = ["cifar", "puzzle", "table"]

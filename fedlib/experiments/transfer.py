@@ -12,7 +12,7 @@ from fedlib.experiments.cifar import Federation
 from fedlib.experiments.study import Study
 
 PRIVATE, SHARED = Federation("private", 5), Federation("shared", 20)
-DIAL = [Federation("groups", 5, 100, permuted) for permuted in (0.0, 0.25, 0.5, 0.75, 1.0)]
+DIAL = [Federation("groups", 5, 100, permuted) for permuted in (0.0, 0.5, 1.0, 0.25, 0.75)]
 EIGHTY = [Federation(regime, 5, 80) for regime in ("balanced", "private")]
 MIDDLES = {1: 0.1, 50: 0.05}
 
@@ -22,7 +22,8 @@ def _setting(federation: Federation, local_steps: int, **differs: object) -> dic
 
 
 SETTINGS = [
-    *(_setting(f, tau) for f in (*DIAL, *EIGHTY) for tau in MIDDLES),
+    *(_setting(f, tau) for f in (*DIAL[:3], *EIGHTY) for tau in MIDDLES),
+    *(_setting(f, tau) for f in DIAL[3:] for tau in MIDDLES),
     *(_setting(PRIVATE, tau, cohort_size=2) for tau in MIDDLES),
     _setting(PRIVATE, 50, server_lr=0.5),
     *(_setting(f, tau, width=4) for f in (PRIVATE, SHARED) for tau in MIDDLES),
@@ -31,7 +32,7 @@ STUDY = Study(
     name="transfer",
     settings=SETTINGS,
     middles=[MIDDLES[setting["local_steps"]] for setting in SETTINGS],
-    core=2 * len(DIAL + EIGHTY),
+    core=2 * len(DIAL[:3] + EIGHTY),
     seeds=(0, 1, 2),
 )
 
