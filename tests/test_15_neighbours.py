@@ -200,3 +200,69 @@ def test_fedprox_that_forgets_all_but_the_last_step_is_per_fedavg_for_two_steps_
         params = fl.run_fedavg(net, data, config, seed=0, step=rule, progress=False).params
         found.append(params["body.weight"])
     assert (float((found[0] - found[1]).abs().max()) < 1e-12) == (tau == 2)
+
+
+# --- The stored study ---------------------------------------------------------------------------
+
+NEAR, MAIN = fl.load_result("neighbours"), fl.load_result("one_step")
+COMMON = {row["seed"] for row in NEAR["final"]} & {row["seed"] for row in MAIN["final"]}
+
+
+def stored(record, federation, seed, **differs):
+    """Mean accuracy over all new clients with 20 images per class, from the rows themselves."""
+    (row,) = [
+        row
+        for row in record["final"]
+        if row["seed"] == seed
+        and row["setting"]["federation"][:2] == federation
+        and all(row["setting"].get(name) == value for name, value in differs.items())
+    ]
+    return np.mean([row["head"][kind]["20"] for kind in ("known", "unseen", "cifar10")])
+
+
+def neighbours(federation, seed):
+    """Accuracies by name; FedAvg and one step with as many gradient steps among them."""
+    found = {
+        name: stored(NEAR, federation, seed, algorithm=algorithm)
+        for name, algorithm in {
+            "fedprox": ["fedprox", 1.0],
+            "scaffold": ["scaffold"],
+            "per_fedavg": ["per_fedavg", 0.05],
+            "fedrep": ["fedrep", 25],
+            "local": ["local"],
+            "reptile": None,
+        }.items()
+    }
+    plain = dict(algorithm=None, matching="steps")
+    for name, tau in {"fedavg": 50, "one_step": 1}.items():
+        found[name] = stored(MAIN, federation, seed, local_steps=tau, **plain)
+    return found
+
+
+@pytest.mark.parametrize("seed", sorted(COMMON))
+def test_shared_labels_scaffold_is_ahead_of_fedavg_and_fedrep_behind(seed):
+    found = neighbours(["shared", 20], seed)
+    assert found["one_step"] > found["scaffold"] > found["fedavg"]
+    assert max(found["fedrep"], found["fedprox"]) < found["fedavg"]
+    assert min(found, key=found.get) == "local"
+    near = {name for name in found if name not in ("one_step", "fedavg")}
+    assert max(near, key=found.get) == "scaffold"
+
+
+@pytest.mark.parametrize("seed", sorted(COMMON))
+def test_private_labels_fedrep_keeps_up_and_scaffold_loses_most_of_the_lead(seed):
+    found = neighbours(["private", 5], seed)
+    lead = found["fedavg"] - found["one_step"]
+    for name in ("fedrep", "reptile"):
+        assert abs(found[name] - found["fedavg"]) < 0.02
+    for name in ("per_fedavg", "fedprox", "scaffold"):
+        assert found["one_step"] < found[name] < found["fedavg"]
+    assert found["scaffold"] - found["one_step"] < lead / 2
+    assert min(found, key=found.get) == "local"
+
+
+def test_every_step_size_was_chosen_between_two_others():
+    for entry in NEAR["tuning"]:
+        (chosen,) = [e for e in NEAR["chosen"] if e["setting"] == entry["setting"]]
+        tried = [float(lr) for lr in entry["tried"]]
+        assert min(tried) < chosen["client_lr"] < max(tried)
