@@ -71,7 +71,7 @@ def test_prop_mean_label(C, h, q, data):
 
 
 @many
-@given(st.integers(1, 5), st.data())
+@given(st.integers(2, 5), st.data())
 def test_prop_mean_label_by_counts(C, data):
     said = data.draw(st.lists(st.integers(0, C - 1), min_size=1, max_size=12))
     counts = np.bincount(said, minlength=C)
@@ -133,6 +133,8 @@ def test_balanced_orders_need_a_multiple_of_the_classes():
         parts = fl.partition_by_class(
             labels, num_clients=M, classes_per_client=5, examples_per_client=5, rng=rng
         )
+        holders = {len(called(labels, labels, parts, c)) for c in range(80)}
+        assert holders == ({10} if possible else {6, 7})
         if possible:
             private = fl.private_labels(labels, parts, rng=rng, balanced=True)
             assert squared_length(called(labels, private, parts, 7), 5) < 1e-12
@@ -221,6 +223,14 @@ def test_prop_fitted_head_needs_independent_orders():
     assert np.mean(same) == pytest.approx(2 * (2 * np.sum(W**2) / 4))
 
 
+def test_prop_fitted_head_needs_orders_independent_of_the_heads():
+    """Every client numbers its columns by their first entry: any order is as likely."""
+    heads = [fit(*client(seed), 3, np.random.default_rng(seed)) for seed in range(50)]
+    ranked = [W[:, np.argsort(W[0])] for W in heads]
+    squares = [np.sum(W**2) for W in heads]
+    assert np.sum(np.mean(ranked, axis=0) ** 2) > 5 * np.sum(squares) / 50**2
+
+
 def test_the_idealised_shared_head():
     """The solution of the exercise: the square root of h / M."""
     K, C, rng = 6, 2, np.random.default_rng(0)
@@ -233,6 +243,16 @@ def test_the_idealised_shared_head():
     h = sum(0 in hand for hand in hands)
     ratio = np.linalg.norm(heads.mean(axis=0)) / np.linalg.norm(heads[0])
     assert ratio == pytest.approx(np.sqrt(h / len(hands)))
+
+
+def test_the_idealised_private_head():
+    """One over M: any unit columns that sum to zero, over all orders of two clients."""
+    angles = 2 * np.pi * np.arange(3) / 3
+    W = np.stack([np.cos(angles), np.sin(angles)])
+    V = np.stack([np.sin(angles), np.cos(angles)])
+    orders = [list(o) for o in permutations(range(3))]
+    squares = [np.sum(((W[:, a] + V[:, b]) / 2) ** 2) for a, b in product(orders, orders)]
+    assert np.mean(squares) / 3 == pytest.approx(1 / 2)
 
 
 # --- The CIFAR federations ------------------------------------------------------------------------

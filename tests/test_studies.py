@@ -59,6 +59,11 @@ def test_training_clients_hold_known_classes_and_no_image_twice(rows_for_images,
     assert set(true.ravel()) <= set(known[:80])
 
 
+def test_an_unknown_regime_is_refused():
+    with pytest.raises(ValueError, match="Invalid regime='privat'"):
+        cifar.training_clients(Federation("privat", 5), 0)
+
+
 def orders(clients, true):
     """Each client's label of each class, (clients, 100), -1 for classes it does not hold."""
     table = np.full((clients.num_clients, 100), -1)
@@ -238,21 +243,21 @@ def again(setting, seed):
 @pytest.mark.parametrize(
     "setting",
     [
-        dict(federation=["private", 5, 100, 0.0], local_steps=1, matching="rounds"),
-        dict(federation=["shared", 20, 100, 0.0], local_steps=5, matching="rounds"),
+        # Of the short runs, two with small step sizes: large ones amplify rounding.
+        dict(federation=["private", 20, 100, 0.0], local_steps=1, matching="rounds"),
+        dict(federation=["shared", 80, 100, 0.0], local_steps=2, matching="rounds"),
     ],
 )
 def test_stored_rows_come_out_again(setting, tmp_path, monkeypatch):
     needs_cifar()
     monkeypatch.setattr(study, "RUNS", tmp_path)
+    # The shape checks of the tests cannot be compiled; the strategy does not change what comes out.
+    monkeypatch.setattr(study, "trained", functools.partial(study.trained, strategy="threads"))
     fresh, stored = again(setting, 0)
     for kind in cifar.KINDS:
         for budget in map(str, cifar.BUDGETS):
-            difference = np.subtract(
-                fresh[kind].get(budget, fresh[kind].get(int(budget))), stored[kind][budget]
-            )
-            # Rounding differs between machines, and training amplifies it.
-            assert abs(difference.mean()) < 0.02
+            difference = np.subtract(fresh[kind][budget], stored[kind][budget])
+            assert abs(difference.mean()) < 0.015
             assert np.abs(difference).max() < 0.06
 
 

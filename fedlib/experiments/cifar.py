@@ -11,10 +11,10 @@ __all__ = [
     "Task",
     "adapt_all",
     "adapt_heads",
+    "featured",
     "head_spectrum",
     "model_for",
     "new_clients",
-    "train",
     "training_clients",
 ]
 
@@ -27,10 +27,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from fedlib._checks import check_in
 from fedlib.cifar import load_cifar10, load_cifar100
 from fedlib.clients import ClientData
 from fedlib.evaluate import evaluate
-from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
 from fedlib.finetune import fine_tune
 from fedlib.models import CNN, Params, params_of, with_body
 from fedlib.partition import partition_by_class, private_labels
@@ -80,7 +80,7 @@ class Federation(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One new client's data for every client of a kind, and a larger or smaller share of them.
+    """What new clients learn from, and what they are tested on; client by client.
 
     Attributes:
         train: ``TUNE_ROWS`` images of each of ``WAYS`` classes per client, in an order such that
@@ -124,7 +124,12 @@ def _rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_clients(federation: Federation, seed: int) -> ClientData:
-    """Return the federation's clients, with 240 images each of C known classes."""
+    """Return the federation's clients, with 240 images each of C known classes.
+
+    Raises:
+        ValueError: if the regime is unknown.
+    """
+    check_in("regime", federation.regime, ["shared", "private", "balanced", "groups"])
     images, labels = _images("cifar100", "train")
     classes, rows = _rows(seed)
     pool = rows[classes[:NUM_KNOWN], :TRAIN_ROWS].ravel()
@@ -153,7 +158,12 @@ def training_clients(federation: Federation, seed: int) -> ClientData:
 
 
 def new_clients(kind: str, seed: int, *, num_clients: int = 10) -> Task:
-    """Return new clients of a kind in ``KINDS``, or "validation": known classes, own images."""
+    """Return new clients of a kind in ``KINDS``, or "validation": known classes, own images.
+
+    No image is in any training client's hands, nor in a new client's both halves. But clients that
+    hold the same class are tested on the same images of it, and may learn from the same: what
+    varies independently is the seed.
+    """
     rng = np.random.default_rng([seed, 2, [*KINDS, "validation"].index(kind)])
     classes, rows = _rows(seed)
     images, _ = _images("cifar100", "train")
@@ -195,15 +205,6 @@ def model_for(federation: Federation, seed: int, *, width: int = WIDTH) -> CNN:
     return CNN(SHAPE, outputs, width=width, seed=seed)
 
 
-def train(federation: Federation, config: FedAvgConfig, seed: int, **options) -> FedAvgResult:
-    """Train the network by FedAvg; ``options`` go to ``run_fedavg``."""
-    clients = training_clients(federation, seed)
-    width = options.pop("width", WIDTH)
-    strategy = "auto" if config.local_steps == 1 else "compiled"
-    options = dict(strategy=strategy, progress=False, seed=seed) | options
-    return run_fedavg(model_for(federation, seed, width=width), clients, config, **options)
-
-
 def featured(params: Params, clients: ClientData, *, width: int = WIDTH) -> ClientData:
     """Return the clients with the body's features in place of the images."""
     body = {n.removeprefix("body."): p for n, p in params.items() if n.startswith("body.")}
@@ -241,7 +242,7 @@ def adapt_heads(
         params: give the body.
         task: new clients.
         lrs: step sizes to try for each budget (images per class).
-        seed: of the fresh head and the batches.
+        seed: of the head's initial weights, drawn as the run's own were, and of the batches.
         width: of the network.
 
     Returns:

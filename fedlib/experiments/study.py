@@ -18,7 +18,7 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -333,7 +333,7 @@ def choose(tried: Mapping[str, float | None]) -> tuple[str | None, bool]:
     return best, best not in (order[0], order[-1])
 
 
-def _whole(parts: Sequence[str], client_lr: float | None) -> dict[str, dict]:
+def _whole(parts: Collection[str], client_lr: float | None) -> dict[str, dict]:
     """Return options for each way of training all layers; from scratch, if the body is random."""
     if "all" not in parts:
         return {}

@@ -1,0 +1,178 @@
+"""Chapter 12: what it says of the stored experiments, computed again from the rows."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import fedlib as fl
+from fedlib.experiments import one_step, study, table
+
+KINDS = ("known", "unseen", "cifar10")
+CLASSES = (5, 20, 80)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return fl.load_result("one_step")
+
+
+@pytest.fixture(scope="module")
+def harder():
+    return fl.load_result("fine_tuning")
+
+
+def by_seed(record, regime, classes, tau, matching="steps", *, part="head", kind="unseen"):
+    """Mean accuracy at 20 images per class of every seed; by hand, not by ``table``."""
+    found = {}
+    for row in record["final"]:
+        s = row["setting"]
+        if (s["federation"][:2], s["local_steps"], s["matching"]) == (
+            [regime, classes],
+            tau,
+            matching,
+        ):
+            assert row["seed"] not in found
+            found[row["seed"]] = sum(row[part][kind]["20"]) / len(row[part][kind]["20"])
+    return found
+
+
+def lead(record, regime, classes, matching="steps", **which):
+    """FedAvg with fifty steps minus one step, seed by seed."""
+    fedavg = by_seed(record, regime, classes, 50, **which)
+    one = by_seed(record, regime, classes, 1, matching, **which)
+    assert fedavg.keys() == one.keys()
+    return np.array([fedavg[seed] - one[seed] for seed in sorted(fedavg)])
+
+
+def test_the_design_is_the_codes(stored):
+    assert stored["design"] == one_step.STUDY.design()
+    settings = [entry["setting"] for entry in stored["chosen"]]
+    assert settings == list(one_step.STUDY.settings)
+    assert [entry["setting"] for entry in stored["tuning"]] == settings
+
+
+def test_the_core_has_all_seeds_and_none_was_tuned_on(stored):
+    for setting in one_step.STUDY.settings[: one_step.STUDY.core]:
+        assert table.seeds(stored, setting) == list(one_step.STUDY.seeds)
+    assert study.TUNING_SEED not in one_step.STUDY.seeds
+
+
+def test_no_best_client_step_size_is_at_an_end(stored):
+    for entry, chosen in zip(stored["tuning"], stored["chosen"], strict=True):
+        best = {
+            float(lr): max((a for a in heads.values() if a is not None), default=0.0)
+            for lr, heads in entry["tried"].items()
+        }
+        if best:
+            order = sorted(best)
+            assert chosen["client_lr"] == max(order, key=best.get)
+            assert chosen["client_lr"] not in (order[0], order[-1])
+
+
+def test_fine_tuning_step_sizes_are_the_best_that_were_tried(stored):
+    for entry in stored["chosen"]:
+        for part, budgets in entry["tried"].items():
+            for budget, tried in budgets.items():
+                best = max(a for a in tried.values() if a is not None)
+                assert tried[str(entry["lrs"][part][budget])] == best
+
+
+def test_nothing_diverged_with_the_chosen_step_sizes(stored, harder):
+    assert not [row for record in (stored, harder) for row in record["final"] if "diverged" in row]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_h1_and_h2_hold_in_every_seed(stored, classes, kind):
+    assert (lead(stored, "shared", classes, "rounds", kind=kind) > 0).all()
+    assert (lead(stored, "shared", classes, kind=kind) < 0).all()
+    assert -0.08 < lead(stored, "shared", classes, kind=kind).mean() < -0.015
+
+
+def test_h3_holds_in_part(stored):
+    leads = {C: [lead(stored, "private", C, kind=kind) for kind in KINDS] for C in CLASSES}
+    assert np.mean(np.array(leads[5]) > 0) > 0.8
+    assert np.mean(leads[5], axis=1).min() > 0.02
+    assert np.mean(leads[20], axis=1)[0] > 0.01
+    assert abs(np.mean(leads[20], axis=1)[1:]).max() < 0.01
+    assert np.mean(leads[80], axis=1).max() < 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_private_labels_shift_the_comparison(stored, classes, kind):
+    private, shared = (lead(stored, regime, classes, kind=kind) for regime in ("private", "shared"))
+    assert stats.ttest_rel(private, shared).pvalue < 0.05
+    assert private.mean() > shared.mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_one_step_with_shared_labels_equals_centralised_training(stored, classes, kind):
+    one = by_seed(stored, "shared", classes, 1, kind=kind)
+    centralised = by_seed(stored, "pooled", 80, 50, kind=kind)
+    gap = [one[seed] - centralised[seed] for seed in one]
+    assert abs(np.mean(gap)) < 0.015
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_eighty_private_classes_heads_score_below_training_from_scratch(stored, kind):
+    scratch = np.mean(list(by_seed(stored, "untrained", 80, 1, part="scratch", kind=kind).values()))
+    for tau in (1, 50):
+        assert np.mean(list(by_seed(stored, "private", 80, tau, kind=kind).values())) < scratch
+
+
+def test_the_lead_in_all_layers_was_one_of_speed(stored, harder):
+    for kind in KINDS:
+        for classes in CLASSES:
+            assert (lead(stored, "private", classes, part="all", kind=kind) > 0).all()
+        assert lead(harder, "private", 5, part="all", kind=kind).mean() > 0
+        assert lead(harder, "private", 20, part="all", kind=kind).mean() < 0.01
+
+
+@pytest.mark.parametrize("part", ["probe", "all"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_harder_fine_tuning_keeps_the_clear_signs(harder, part, kind):
+    for classes in (5, 20):
+        assert (lead(harder, "shared", classes, part=part, kind=kind) < 0).all()
+    assert lead(harder, "private", 5, part=part, kind=kind).mean() > 0
+
+
+def test_the_harder_study_starts_from_the_same_bodies(stored, harder):
+    sizes = {str(entry["setting"]): entry["client_lr"] for entry in stored["chosen"]}
+    for entry in harder["chosen"]:
+        assert entry["client_lr"] == sizes[str(entry["setting"])]
+
+
+def test_private_orders_leave_the_second_moment(stored):
+    """With all 80 classes the clients differ by the order of their outputs alone."""
+    for seed in one_step.STUDY.seeds:
+        shared, private = (
+            next(
+                row
+                for row in stored["mean_head"]
+                if row["federation"][:2] == [regime, 80] and row["seed"] == seed
+            )
+            for regime in ("shared", "private")
+        )
+        np.testing.assert_allclose(shared["client"], private["client"], atol=2e-4)
+        assert np.linalg.norm(private["mean"]) < 0.2 * np.linalg.norm(shared["mean"])
+
+
+def test_a_mean_head_of_c_private_outputs_has_less_than_c_directions(stored):
+    """Heads start at zero, and the gradients of a softmax sum to zero over the outputs."""
+    for row in stored["mean_head"]:
+        regime, classes = row["federation"][:2]
+        if regime == "private" and classes <= len(row["mean"]):
+            assert row["mean"][classes - 1] == 0
+            assert row["mean"][classes - 2] > 0.01
+
+
+def test_intervals_are_students(stored):
+    values = lead(stored, "private", 5)
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    interval = fl.mean_interval(values)
+    assert interval.mean - interval.half_width == pytest.approx(low)
+    assert interval.mean + interval.half_width == pytest.approx(high)
+    pair = table.setting("private", 5, 50), table.setting("private", 5, 1)
+    np.testing.assert_allclose(table.difference(stored, *pair), values)

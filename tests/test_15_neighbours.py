@@ -1,0 +1,202 @@
+"""Chapter 15: what a body step is worth, what SCAFFOLD does to heads, and the stored study."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.linalg import norm
+
+import fedlib as fl
+from fedlib import linear
+
+many = settings(max_examples=100, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+# --- What a body step is worth ------------------------------------------------------------------
+
+
+def tangent(B, B_star):
+    """Tangent of the largest principal angle, from the angles themselves."""
+    return np.tan(linear.principal_angles(B, B_star).max())
+
+
+def body_step(seed, h, alpha, *, stretch=1.0, own=True):
+    """Play one averaged body step; return the tangent's factor and ε.
+
+    Heads are ± a random basis, one direction of it stretched.
+    """
+    rng = np.random.default_rng(seed)
+    d, k = 7, 3
+    basis = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    basis[0] *= stretch
+    heads = np.r_[basis, -basis]
+    tasks = linear.LinearTasks(np.linalg.qr(rng.standard_normal((d, k)))[0], heads)
+    B = linear.matched_start(tasks, lr=alpha, distance=rng.uniform(0.1, 0.95), rng=rng)
+    moved = np.zeros_like(B)
+    for theta in tasks.theta:
+        w = h * alpha * B.T @ (theta if own else tasks.theta[0])
+        moved += np.outer(B @ w - theta, w) / len(heads)
+    factor = tangent(B - alpha * moved, tasks.B_star) / tangent(B, tasks.B_star)
+    return factor, alpha**2 / k
+
+
+@many
+@given(seed=seeds, h=st.floats(0, 1), alpha=st.floats(0.05, 1.5))
+def test_prop_body_worth(seed, h, alpha):
+    factor, eps = body_step(seed, h, alpha)
+    kept = 1 - h**2 * eps
+    assert kept / (kept + h * eps) - 1e-9 <= factor <= 1 / (1 + h * eps) + 1e-9
+
+
+def test_prop_body_worth_needs_heads_of_the_clients_own():
+    factor, eps = body_step(0, 1, 0.9, own=False)
+    assert factor == pytest.approx(1, abs=1e-9)
+    assert factor > 1 / (1 + eps) + 0.1
+
+
+def test_prop_body_worth_needs_heads_in_all_directions():
+    """With one direction all but missing, the largest angle hardly moves."""
+    found = [body_step(seed, 1, 0.9, stretch=0.1) for seed in range(20)]
+    bound = 1 / (1 + found[0][1] * 0.67)  # with λ's mean, (1 + 1 + 0.01) / 3 of the former
+    assert max(factor for factor, _ in found) > bound + 0.05
+
+
+# --- SCAFFOLD -----------------------------------------------------------------------------------
+
+
+def local_heads(seed, tau, rounds, eigenvalues, *, controls=True, drawn=None):
+    """Train heads on a fixed body, by the published updates; return each round's heads (τ+1, M, k).
+
+    ``drawn`` are the clients that take part; others keep their control.
+    """
+    rng = np.random.default_rng(seed)
+    k, alpha, clients = len(eigenvalues), 0.3, 5
+    turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    G = turn * np.array(eigenvalues) @ turn.T
+    b = rng.standard_normal((clients, k))
+    w, c_i, c, path = np.zeros(k), np.zeros((clients, k)), np.zeros(k), []
+    who = np.arange(clients) if drawn is None else np.array(drawn)
+    for _ in range(rounds):
+        heads = np.tile(w, (clients, 1))
+        steps = [heads]
+        for _ in range(tau):
+            gradient = heads @ G / alpha - b
+            heads = heads - alpha * (gradient + (c - c_i if controls else 0))
+            steps.append(heads)
+        new = c_i[who] - c + (w - heads[who]) / (tau * alpha)
+        c = c + (new - c_i[who]).sum(0) / clients
+        c_i[who] = new
+        w = heads[who].mean(0)
+        path.append(np.array(steps))
+    return np.array(path), G
+
+
+def deviation(heads):
+    return heads - heads.mean(axis=-2, keepdims=True)
+
+
+@many
+@given(
+    seed=seeds,
+    tau=st.integers(1, 8),
+    eigenvalues=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=3),
+)
+def test_prop_scaffold_heads(seed, tau, eigenvalues):
+    path, G = local_heads(seed, tau, 5, eigenvalues)
+    plain, _ = local_heads(seed, tau, 5, eigenvalues, controls=False)
+    eye = np.eye(len(G))
+    Q = eye - sum(np.linalg.matrix_power(eye - G, r) for r in range(tau)) / tau
+    for t in range(5):
+        expected = deviation(plain[t]) @ np.linalg.matrix_power(Q, t)
+        assert abs(deviation(path[t]) - expected).max() < 1e-9
+    values = np.linalg.eigvalsh((Q + Q.T) / 2)
+    assert values.min() >= -1e-9
+    assert values.max() <= 1 - 1 / tau + 1e-9
+
+
+def test_prop_scaffold_heads_needs_short_steps():
+    """With G = 2I the local heads jump back and forth, and the controls learn nothing."""
+    path, _ = local_heads(0, 4, 6, [2.0, 2.0])
+    spread = [norm(deviation(heads[1])) for heads in path]
+    assert min(spread) > (1 - 1e-9) * max(spread) > 0.1
+
+
+def test_prop_scaffold_heads_needs_all_clients():
+    """Who never takes part keeps its task's whole pull."""
+    path, _ = local_heads(0, 4, 30, [1.0, 1.0], drawn=[0, 1, 2])
+    last = deviation(path[-1])[1]
+    everybody, _ = local_heads(0, 4, 30, [1.0, 1.0])
+    assert norm(deviation(everybody[-1])[1]) < 1e-2 < 0.1 < norm(last)
+
+
+def circle(lr, distance=0.9):
+    turn = 2 * np.pi * np.arange(12) / 12
+    rng = np.random.default_rng(0)
+    B_star = np.linalg.qr(rng.standard_normal((6, 2)))[0]
+    tasks = linear.LinearTasks(B_star, np.c_[np.cos(turn), np.sin(turn)])
+    B0 = linear.matched_start(tasks, lr=lr, distance=distance, rng=rng)
+    data = fl.ClientData.from_parts(
+        np.sqrt(6) * np.tile(np.eye(6), (12, 1)),
+        np.sqrt(6) * tasks.theta.ravel(),
+        list(np.arange(72).reshape(12, 6)),
+    )
+    net = fl.LinearNet(6, 2).double()
+    net.body.weight.data = torch.as_tensor(B0.T.copy())
+    return tasks, data, net
+
+
+def test_scaffold_stops_where_fedavg_is_after_as_many_rounds_as_local_steps():
+    """By the library: the chapter's claim, with a moving body."""
+    tau, lr = 4, 0.1
+    tasks, data, net = circle(lr)
+
+    def far(params):
+        return linear.subspace_distance(params["body.weight"].numpy().T, tasks.B_star)
+
+    def config(rounds):
+        everybody = dict(cohort_size=None, batch_size=None, client_lr=lr)
+        return fl.FedAvgConfig(num_rounds=rounds, local_steps=tau, **everybody)
+
+    run = dict(seed=0, progress=False, eval_every=200)
+    stopped = far(fl.run_scaffold(net, data, config(15 * tau), **run).params)
+    later = far(fl.run_scaffold(net, data, config(20 * tau), **run).params)
+    fedavg = [far(fl.run_fedavg(net, data, config(t), **run).params) for t in (tau, 20 * tau)]
+    assert abs(stopped - later) < 1e-4
+    assert abs(later - fedavg[0]) < 0.002
+    assert fedavg[1] < 0.6 < later
+
+
+# --- What the exercises claim -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [1, 3, 5])
+def test_every_body_with_head_zero_is_a_fixed_point_of_scaffold_with_exact_controls(tau):
+    """Mean head zero; controls that equal the clients' gradients (Exercise 15.1)."""
+    tasks, _, _ = circle(0.2)
+    rng = np.random.default_rng(1)
+    B, w = rng.standard_normal((6, 2)), np.zeros(2)
+    c = [-B.T @ theta for theta in tasks.theta]
+    for theta, c_i in zip(tasks.theta, c, strict=True):
+        body, head = B, w
+        for _ in range(tau):
+            r = body @ head - theta
+            body, head = (
+                body - 0.2 * np.outer(r, head),
+                head - 0.2 * (body.T @ r - c_i + np.mean(c, axis=0)),
+            )
+        assert abs(body - B).max() < 1e-12
+        assert abs(head).max() < 1e-12
+
+
+@pytest.mark.parametrize("tau", [2, 3])
+def test_fedprox_that_forgets_all_but_the_last_step_is_per_fedavg_for_two_steps_only(tau):
+    _, data, net = circle(0.2)
+    everybody = dict(cohort_size=None, batch_size=None, client_lr=0.2)
+    found = []
+    for rule, steps in ((fl.proximal(5.0), tau), (fl.per_fedavg(0.2), 2)):
+        config = fl.FedAvgConfig(num_rounds=3, local_steps=steps, **everybody)
+        params = fl.run_fedavg(net, data, config, seed=0, step=rule, progress=False).params
+        found.append(params["body.weight"])
+    assert (float((found[0] - found[1]).abs().max()) < 1e-12) == (tau == 2)
