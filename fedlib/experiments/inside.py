@@ -19,7 +19,7 @@ from fedlib.experiments.cifar import Federation
 from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
 from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
 from fedlib.experiments.study import config_of, trained
-from fedlib.models import Params
+from fedlib.models import Params, with_body
 from fedlib.represent import class_similarity, effective_rank, features, linear_cka, linear_probe
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
@@ -34,6 +34,9 @@ LAYERS = {"first pooling": 2, "second pooling": 5, "features": 8}
 SEEDS, SEEDS_ALONG = (0, 1, 2, 3, 4), (0,)
 TRAIN_PER_CLASS, ENTRIES = 50, 20
 """Images of each class that probes learn from; how often a run is looked into."""
+
+STRENGTH = 0.01
+"""The probes' ``C``."""
 
 
 def unseen_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +66,7 @@ def look(federation: list, runs: dict[str, tuple[dict, float | None]], seed: int
     """
     train_images, train_labels, images, labels = unseen_images(seed)
     model = cifar.model_for(Federation("shared", 80), seed)
-    params = {name: _with_head_of(model, trained(s, lr, seed)[0]) for name, (s, lr) in runs.items()}
+    params = {name: with_body(model, trained(s, lr, seed)[0]) for name, (s, lr) in runs.items()}
     layers, cka = {}, {}
     for layer, position in LAYERS.items():
         seen = {n: features(model, p, images, layer=position) for n, p in params.items()}
@@ -77,15 +80,10 @@ def look(federation: list, runs: dict[str, tuple[dict, float | None]], seed: int
                 "centred_within": round(centred.within, 4),
                 "centred_between": round(centred.between, 4),
                 "effective_rank": round(effective_rank(outputs), 2),
-                "probe": round(linear_probe(learn, train_labels, outputs, labels, C=0.01), 4),
+                "probe": round(linear_probe(learn, train_labels, outputs, labels, C=STRENGTH), 4),
             }
         cka[layer] = [[round(linear_cka(x, y), 4) for y in seen.values()] for x in seen.values()]
     return {"layers": layers, "cka": cka}
-
-
-def _with_head_of(model: cifar.CNN, params: Params) -> Params:
-    """Give parameters the head of another model, so that one model serves for all bodies."""
-    return cifar.with_body(model, params)
 
 
 def along(setting: dict, client_lr: float, seed: int) -> dict:
@@ -94,7 +92,7 @@ def along(setting: dict, client_lr: float, seed: int) -> dict:
     model = cifar.model_for(Federation("shared", 80), seed)
 
     def metrics(params: Params) -> dict[str, float]:
-        outputs = features(model, _with_head_of(model, params), images)
+        outputs = features(model, with_body(model, params), images)
         similarity = class_similarity(outputs, labels, centre=True)
         return {"effective_rank": effective_rank(outputs), "centred_within": similarity.within}
 
@@ -120,7 +118,9 @@ def main(output: Path, workers: int) -> None:
         }
         for federation in FEDERATIONS
     }
-    version = inspect.getsource(cifar) + str(runs) + str((LAYERS, TRAIN_PER_CLASS, ENTRIES))
+    version = (
+        inspect.getsource(cifar) + str(runs) + str((LAYERS, TRAIN_PER_CLASS, ENTRIES, STRENGTH))
+    )
     version = hashlib.sha256(version.encode()).hexdigest()[:8]
     how = dict(cache=output / f"inside.{version}.partial.jsonl", workers=workers)
     looks = [
@@ -142,6 +142,7 @@ def main(output: Path, workers: int) -> None:
             "methods": METHODS,
             "runs": {str(federation): own for federation, own in runs.items()},
             "train_per_class": TRAIN_PER_CLASS,
+            "strength": STRENGTH,
         },
         "layers": [
             {"federation": u["federation"], "seed": u["seed"]} | r

@@ -14,7 +14,6 @@ from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation
 from fedlib.experiments.study import Study, trained
 
-LOCAL_STEPS = (1, 2, 5, 10, 50)
 FEDERATIONS = [
     Federation(regime, classes) for classes in (5, 20, 80) for regime in ("shared", "private")
 ]
@@ -30,8 +29,9 @@ GRID = [
     for tau in MIDDLES[matching]
     for federation in FEDERATIONS
 ]
-GRID.sort(key=lambda setting: setting["local_steps"] not in (1, 50))  # the two ends first
-CORE = sum(setting["local_steps"] in (1, 50) for setting in GRID)
+ENDS = (1, 50)
+GRID.sort(key=lambda setting: setting["local_steps"] not in ENDS)  # the two ends first
+CORE = sum(setting["local_steps"] in ENDS for setting in GRID)
 
 
 def spectrum(federation: list, client_lr: float, seed: int) -> dict:

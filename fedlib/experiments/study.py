@@ -235,14 +235,13 @@ def trained(
 def _train(
     setting: Mapping, config: FedAvgConfig, seed: int, *, width: int, **options
 ) -> tuple[Params, History]:
-    federation, (algorithm, *constants) = (
-        Federation(*setting["federation"]),
-        setting.get("algorithm", ["fedavg"]),
-    )
-    if federation.regime == "pooled":
+    federation = Federation(*setting["federation"])
+    pooled = federation.regime == "pooled"
+    if pooled:
         federation = Federation("shared", 20)
+    algorithm, *constants = setting.get("algorithm", ["fedavg"])
     clients = cifar.training_clients(federation, seed)
-    if setting["federation"][0] == "pooled":
+    if pooled:
         clients = clients.pool()
     if algorithm == "local":
         clients = clients.select([0])
@@ -254,9 +253,10 @@ def _train(
         return params, history
     if algorithm == "scaffold":
         return run_scaffold(model, clients, config, **options)
-    plain = lambda: sgd  # noqa: E731
-    rules = {"fedprox": proximal, "per_fedavg": per_fedavg, "fedavg": plain, "local": plain}
-    step = rules[algorithm](*constants)
+    if algorithm in ("fedavg", "local"):
+        step = sgd
+    else:
+        step = {"fedprox": proximal, "per_fedavg": per_fedavg}[algorithm](*constants)
     return run_fedavg(model, clients, config, step=step, **options)
 
 
