@@ -198,13 +198,15 @@ def class_similarity(
             f"Invalid labels: {len(classes)} distinct among {len(labels)} examples. "
             "Use two classes or more, one of them with two examples."
         )
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not lengths.all():
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    if not largest.all():
         raise ValueError(
-            f"Invalid features: row {lengths.argmin()} is zero and has no direction. "
+            f"Invalid features: row {largest.argmin()} is zero and has no direction. "
             "Leave out such examples."
         )
-    sums = (index == np.arange(len(classes))[:, None]) @ (rows / lengths)
+    rows = rows / largest  # so that no square overflows
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    sums = (index == np.arange(len(classes))[:, None]) @ directions
     # A class meets itself in all pairs but those of an example with itself, which count 1 each.
     totals, pairs = sums @ sums.T - np.diag(counts), np.outer(counts, counts) - np.diag(counts)
     matrix = np.full(pairs.shape, np.nan)

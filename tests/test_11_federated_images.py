@@ -277,7 +277,7 @@ def numbered(monkeypatch):
         file = np.full(len(labels), FILES[name, split])
         return np.stack([file, np.arange(len(labels)), labels], axis=1).astype(float), labels
 
-    monkeypatch.setattr(cifar, "_images", images)
+    monkeypatch.setattr(cifar, "load_images", images)
 
 
 def rows(clients):

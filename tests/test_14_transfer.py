@@ -141,7 +141,7 @@ def imitation(monkeypatch):
     """CIFAR-100 with a class's number for a picture: the dealing is real, the images are not."""
     labels = np.repeat(np.arange(100), 500)
     images = np.tile(labels.astype(np.float32)[:, None, None, None], (1, 3, 1, 1))
-    monkeypatch.setattr(cifar, "_images", lambda name, split: (images, labels))
+    monkeypatch.setattr(cifar, "load_images", lambda name, split: (images, labels))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -47,6 +47,24 @@ def test_units_are_computed_once_and_survive_a_torn_line(tmp_path):
     assert again == results
 
 
+def test_a_cache_is_another_for_other_constants_and_other_code_but_not_other_words(tmp_path):
+    def name(design, module="study"):
+        return store.cache_of(tmp_path, "x", design, module=module).name
+
+    assert name({"a": 1}) == name({"a": 1}) != name({"a": 2})
+    assert name({"a": 1}) != name({"a": 1}, "inside")
+    texts = {
+        "one": '"""Says this."""\ndef f(x):\n    """And this."""\n    return x\n',
+        "worded": '"""Says that."""\n# Why.\ndef f(x):\n    return x\n',
+        "other": '"""Says this."""\ndef f(x):\n    """And this."""\n    return -x\n',
+    }
+    code = {}
+    for key, text in texts.items():
+        (tmp_path / f"{key}.py").write_text(text)
+        code[key] = store._code(tmp_path / f"{key}.py")
+    assert code["one"] == code["worded"] != code["other"]
+
+
 def test_a_result_is_written_whole_and_sorted(tmp_path):
     path = tmp_path / "x.json"
     store.save_result(path, {"b": 1, "a": [2]})

@@ -1,6 +1,7 @@
 """The federations and studies of Part III: who holds what, what is tuned, what is stored."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def rows_for_images(monkeypatch):
         labels = np.random.default_rng(size).permutation(np.arange(size) % num_classes)
         return rows.reshape(-1, 1, 1, 1), labels
 
-    monkeypatch.setattr(cifar, "_images", fake)
+    monkeypatch.setattr(cifar, "load_images", fake)
     return {split: fake("cifar100", split)[1] for split in ("train", "test")}
 
 
@@ -55,7 +56,7 @@ def test_training_clients_hold_known_classes_and_no_image_twice(rows_for_images,
         else:
             for c, label in pairs:
                 assert names.setdefault(c, label) == label
-    known, _ = cifar._rows(0)
+    known, _ = cifar.class_rows(0)
     assert set(true.ravel()) <= set(known[:80])
 
 
@@ -112,7 +113,7 @@ def test_new_clients_learn_and_are_tested_on_images_of_their_own(rows_for_images
         for i in range(few.num_clients):
             assert (np.bincount(few[i][1]) == budget).all()
     if kind != "cifar10":
-        known, _ = cifar._rows(0)
+        known, _ = cifar.class_rows(0)
         held = set(rows_for_images["train"][learn])
         assert held <= set(known[80:] if kind == "unseen" else known[:80])
 
@@ -127,6 +128,8 @@ def test_runs_that_are_matched_in_steps_take_as_many(settings):
             assert work == 20_000  # a tenth: one client of a cohort of ten
         elif setting["matching"] == "steps":
             assert work == 200_000
+        elif setting.get("algorithm", [None])[0] == "fedrep":  # the head's steps count
+            assert config.num_rounds * (config.local_steps + setting["algorithm"][1]) == 2000
         else:
             assert config.num_rounds == 40
 
@@ -160,6 +163,24 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
     assert searched[2]["tried"] == {}
 
 
+def test_of_an_algorithms_variants_only_the_best_goes_on():
+    scores = {0.1: 0.3, 1.0: 0.5, 10.0: 0.4}
+    tuning = [
+        {"setting": setting, "tried": {"0.05": {"0.1": scores[setting["algorithm"][1]]}}}
+        for setting in neighbours.SETTINGS
+        if setting.get("algorithm", [""])[0] == "fedprox"
+    ]
+    tried = {part: {"20": {"0.1": 0.2, "0.2": 0.3}} for part in neighbours.STUDY.parts}
+    chosen = neighbours.STUDY._choose(
+        tuning, lambda function, units, *, label: [tried] * len(units)
+    )
+    assert [entry["setting"]["algorithm"][1] for entry in chosen] == [1.0] * 2
+    assert [entry["setting"]["federation"][0] for entry in chosen] == ["shared", "private"]
+    assert chosen[0]["lrs"] == {"head": {"20": 0.2}}
+    every = one_step.STUDY._choose(tuning, lambda function, units, *, label: [tried] * len(units))
+    assert [entry["setting"] for entry in every] == [entry["setting"] for entry in tuning]
+
+
 @pytest.mark.slow
 def test_every_algorithm_trains_in_its_own_way(monkeypatch, tmp_path):
     def fake(name, split):
@@ -167,16 +188,17 @@ def test_every_algorithm_trains_in_its_own_way(monkeypatch, tmp_path):
         labels = np.arange(50_000 if split == "train" else 10_000) % 100
         return rng.standard_normal((len(labels), *cifar.SHAPE), dtype=np.float32), labels
 
-    monkeypatch.setattr(cifar, "_images", functools.cache(fake))
+    monkeypatch.setattr(cifar, "load_images", functools.cache(fake))
     monkeypatch.setattr(study, "RUNS", tmp_path)
     for name, value in {"ROUNDS": 3, "MOST_STEPS": 4}.items():
         monkeypatch.setattr(study, name, value)
     shared = dict(federation=["shared", 20, 100, 0.0], local_steps=4, matching="steps")
     settings = [shared, shared | dict(federation=["pooled", 80, 1, 0.0])]
-    for differs in neighbours.ALGORITHMS.values():
-        name, *constants = differs.get("algorithm", ["fedavg"])
-        few = {"algorithm": [name, 2], "local_steps": 2} if name == "fedrep" else {}
-        settings.append(shared | {"algorithm": [name, *constants]} | differs | few)
+    for differs in itertools.chain(*neighbours.ALGORITHMS.values()):
+        if differs.get("algorithm", [""])[0] == "fedrep":
+            head = {10: 1, 25: 2, 40: 3}[differs["algorithm"][1]]
+            differs = differs | {"algorithm": ["fedrep", head], "local_steps": 4 - head}
+        settings.append(shared | differs)
     bodies = [
         study.trained(setting, 0.1, 0, strategy="threads")[0]["body.0.weight"]
         for setting in settings
@@ -200,9 +222,12 @@ def test_a_stored_study_is_the_one_in_the_code(name):
     record = fl.load_result(name)
     code = next(s for s in STUDIES if s.name == name)
     assert record["design"] == json.loads(json.dumps(code.design()))
+    tuned = [entry["setting"] for entry in record["tuning"]]
+    assert tuned == json.loads(json.dumps(list(code.settings)))[: len(tuned)]  # or a part of it
+    assert len(tuned) >= code.core
     stored = [entry["setting"] for entry in record["chosen"]]
-    assert stored == json.loads(json.dumps(list(code.settings)))[: len(stored)]  # or a part of it
-    assert len(stored) >= code.core
+    assert all(setting in tuned for setting in stored)
+    assert len(stored) == len({code.variant_of(setting) for setting in tuned})
     for entry in record["chosen"]:
         Federation(*entry["setting"]["federation"])
         if entry["client_lr"] is not None:
@@ -212,7 +237,8 @@ def test_a_stored_study_is_the_one_in_the_code(name):
     assert seeds[1:] == list(code.seeds)[: len(seeds) - 1]
     rows = [(json.dumps(row["setting"]), row["seed"]) for row in record["final"]]
     assert len(set(rows)) == len(rows)
-    assert len(rows) >= code.core * (len(seeds) - 1)
+    core = len({code.variant_of(setting) for setting in code.settings[: code.core]})
+    assert len(rows) >= core * (len(seeds) - 1)
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -225,7 +251,7 @@ def test_no_chosen_step_size_lies_at_the_edge_of_what_was_tried(name):
 
 def needs_cifar():
     try:
-        cifar._images("cifar100", "test")
+        cifar.load_images("cifar100", "test")
     except fl.DataError:
         pytest.skip("CIFAR is not here: set FEDLIB_DATA")
 

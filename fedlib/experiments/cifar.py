@@ -11,8 +11,10 @@ __all__ = [
     "Task",
     "adapt_all",
     "adapt_heads",
+    "class_rows",
     "featured",
     "head_spectrum",
+    "load_images",
     "model_for",
     "new_clients",
     "training_clients",
@@ -25,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from fedlib._checks import check_in
 from fedlib.cifar import load_cifar10, load_cifar100
@@ -34,6 +35,7 @@ from fedlib.evaluate import evaluate
 from fedlib.finetune import fine_tune
 from fedlib.models import CNN, Params, params_of, with_body
 from fedlib.partition import partition_by_class, private_labels
+from fedlib.represent import features
 
 SHAPE, WIDTH = (3, 16, 16), 16
 NUM_KNOWN, NUM_CLASSES = 80, 100
@@ -108,17 +110,17 @@ def _first(clients: ClientData, size: int) -> ClientData:
 
 
 @cache
-def _images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def load_images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images, halved and brought to mean 0 and standard deviation 1 about, and labels."""
     data = {"cifar10": load_cifar10, "cifar100": load_cifar100}[name](split)
     halved = nn.functional.avg_pool2d(torch.from_numpy(data.images), 2).numpy()
     return (halved - 0.5) / 0.25, data.labels
 
 
-def _rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def class_rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes in an order, known ones first, and each class's rows, (100, 500)."""
     rng = np.random.default_rng([seed, 0])
-    labels = _images("cifar100", "train")[1]
+    labels = load_images("cifar100", "train")[1]
     rows = rng.permuted(np.argsort(labels, kind="stable").reshape(NUM_CLASSES, -1), axis=1)
     return rng.permutation(NUM_CLASSES), rows
 
@@ -130,8 +132,8 @@ def training_clients(federation: Federation, seed: int) -> ClientData:
         ValueError: if the regime is unknown.
     """
     check_in("regime", federation.regime, ["shared", "private", "balanced", "groups"])
-    images, labels = _images("cifar100", "train")
-    classes, rows = _rows(seed)
+    images, labels = load_images("cifar100", "train")
+    classes, rows = class_rows(seed)
     pool = rows[classes[:NUM_KNOWN], :TRAIN_ROWS].ravel()
     images, labels = images[pool], np.argsort(classes)[labels[pool]]
     rng = np.random.default_rng([seed, 1])
@@ -165,9 +167,9 @@ def new_clients(kind: str, seed: int, *, num_clients: int = 10) -> Task:
     varies independently is the seed.
     """
     rng = np.random.default_rng([seed, 2, [*KINDS, "validation"].index(kind)])
-    classes, rows = _rows(seed)
-    images, _ = _images("cifar100", "train")
-    test_images, test_labels = _images("cifar10" if kind == "cifar10" else "cifar100", "test")
+    classes, rows = class_rows(seed)
+    images, _ = load_images("cifar100", "train")
+    test_images, test_labels = load_images("cifar10" if kind == "cifar10" else "cifar100", "test")
     test = _by_class(test_labels, rng)
     if kind == "cifar10":  # one file of 10,000 images serves for both
         among, images, learn, test = np.arange(WAYS), test_images, test[:, :800], test[:, 800:]
@@ -207,11 +209,9 @@ def model_for(federation: Federation, seed: int, *, width: int = WIDTH) -> CNN:
 
 def featured(params: Params, clients: ClientData, *, width: int = WIDTH) -> ClientData:
     """Return the clients with the body's features in place of the images."""
-    body = {n.removeprefix("body."): p for n, p in params.items() if n.startswith("body.")}
-    model = CNN(SHAPE, 1, width=width).body
-    with torch.no_grad():
-        pieces = [functional_call(model, body, (x,)) for x in clients.inputs.split(2000)]
-    return ClientData(torch.cat(pieces), clients.targets, clients.sizes)
+    model = CNN(SHAPE, 1, width=width)
+    inputs = features(model, with_body(model, params), clients.inputs)
+    return ClientData(inputs, clients.targets, clients.sizes)
 
 
 def head_spectrum(params: Params, clients: ClientData, seed: int) -> dict[str, list[float]]:
@@ -221,10 +221,10 @@ def head_spectrum(params: Params, clients: ClientData, seed: int) -> dict[str, l
         Singular values, largest first: of the mean head ("mean"); and of a client's, as the root
         mean square over clients of the heads' length along each principal axis ("client").
     """
-    features = featured(params, clients)
-    head = nn.Linear(features.inputs.shape[1], clients.num_classes)
+    seen = featured(params, clients)
+    head = nn.Linear(seen.inputs.shape[1], clients.num_classes)
     start = {name: torch.zeros_like(p) for name, p in params_of(head).items()}
-    fitted = fine_tune(head, start, features, lr=0.1, seed=seed, **HEAD)
+    fitted = fine_tune(head, start, seen, lr=0.1, seed=seed, **HEAD)
     heads = torch.stack([own["weight"] for own in fitted]).double()
     energy = torch.einsum("moi,moj->ij", heads, heads) / len(heads)
     return {

@@ -8,8 +8,6 @@ their step sizes come from ``one_step.json``.
 
 __all__ = ["SETTINGS", "main"]
 
-import hashlib
-import inspect
 import json
 import time
 from pathlib import Path
@@ -17,7 +15,13 @@ from pathlib import Path
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
 from fedlib.experiments.one_step import STUDY
-from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
+from fedlib.experiments.store import (
+    cache_of,
+    compute_seconds,
+    provenance,
+    run_units,
+    save_result,
+)
 from fedlib.experiments.study import ALL_LRS, BUDGET, SCRATCH, TUNING_SEED, trained
 from fedlib.represent import linear_probe
 
@@ -29,7 +33,7 @@ SETTINGS = [
 STRENGTHS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 """The probe's ``C``: the weight of the data against the penalty."""
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 def probe(task: Task, C: float) -> list[float]:
@@ -85,9 +89,7 @@ def main(output: Path, workers: int) -> None:
         if entry["setting"] == setting
     ]
     design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": cifar.ALL | SCRATCH}
-    version = str(design) + inspect.getsource(cifar) + inspect.getsource(linear_probe) + str(units)
-    version = hashlib.sha256(version.encode()).hexdigest()[:8]
-    how = dict(cache=output / f"fine_tuning.{version}.partial.jsonl", workers=workers)
+    how = dict(cache=cache_of(output, "fine_tuning", design, module="fine_tuning"), workers=workers)
     chosen = []
     for unit, tried in zip(units, run_units(tune, units, label="tuning", **how), strict=True):
         best = {

@@ -6,8 +6,6 @@ Images are those of the 20 classes that no training client holds. Step sizes are
 
 __all__ = ["FEDERATIONS", "LAYERS", "METHODS", "main"]
 
-import hashlib
-import inspect
 import json
 import time
 from pathlib import Path
@@ -17,7 +15,13 @@ import numpy as np
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation
 from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
-from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
+from fedlib.experiments.store import (
+    cache_of,
+    compute_seconds,
+    provenance,
+    run_units,
+    save_result,
+)
 from fedlib.experiments.study import config_of, trained
 from fedlib.models import Params, with_body
 from fedlib.represent import class_similarity, effective_rank, features, linear_cka, linear_probe
@@ -31,7 +35,7 @@ METHODS = {
 LAYERS = {"first pooling": 2, "second pooling": 5, "features": 8}
 """Positions in the body of ``CNN``."""
 
-SEEDS, SEEDS_ALONG = (0, 1, 2, 3, 4), (0,)
+SEEDS = (0, 1, 2, 3, 4)
 TRAIN_PER_CLASS, ENTRIES = 50, 20
 """Images of each class that probes learn from; how often a run is looked into."""
 
@@ -44,10 +48,10 @@ def unseen_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
     Shapes (1000, 3, 16, 16), (1000,), (2000, 3, 16, 16), (2000,).
     """
-    classes, rows = cifar._rows(seed)
+    classes, rows = cifar.class_rows(seed)
     unseen = classes[cifar.NUM_KNOWN :]
-    images, labels = cifar._images("cifar100", "train")
-    test_images, test_labels = cifar._images("cifar100", "test")
+    images, labels = cifar.load_images("cifar100", "train")
+    test_images, test_labels = cifar.load_images("cifar100", "test")
     learn = rows[unseen, :TRAIN_PER_CLASS].ravel()
     test = np.flatnonzero(np.isin(test_labels, unseen))
     return images[learn], labels[learn], test_images[test], test_labels[test]
@@ -118,11 +122,15 @@ def main(output: Path, workers: int) -> None:
         }
         for federation in FEDERATIONS
     }
-    version = (
-        inspect.getsource(cifar) + str(runs) + str((LAYERS, TRAIN_PER_CLASS, ENTRIES, STRENGTH))
-    )
-    version = hashlib.sha256(version.encode()).hexdigest()[:8]
-    how = dict(cache=output / f"inside.{version}.partial.jsonl", workers=workers)
+    design = {
+        "layers": LAYERS,
+        "methods": METHODS,
+        "runs": {str(federation): own for federation, own in runs.items()},
+        "train_per_class": TRAIN_PER_CLASS,
+        "strength": STRENGTH,
+        "entries": ENTRIES,
+    }
+    how = dict(cache=cache_of(output, "inside", design, module="inside"), workers=workers)
     looks = [
         dict(federation=list(federation), runs=own, seed=seed)
         for seed in SEEDS
@@ -130,20 +138,14 @@ def main(output: Path, workers: int) -> None:
     ]
     ways = [
         dict(setting=setting, client_lr=lr, seed=seed)
-        for seed in SEEDS_ALONG
+        for seed in SEEDS
         for own in runs.values()
         for setting, lr in (own["fedavg"], own["one_step_same_steps"])
     ]
     seen = run_units(look, looks, label="layers", **how)
     rounds = run_units(along, ways, label="rounds", **how)
     record = {
-        "design": {
-            "layers": LAYERS,
-            "methods": METHODS,
-            "runs": {str(federation): own for federation, own in runs.items()},
-            "train_per_class": TRAIN_PER_CLASS,
-            "strength": STRENGTH,
-        },
+        "design": design,
         "layers": [
             {"federation": u["federation"], "seed": u["seed"]} | r
             for u, r in zip(looks, seen, strict=True)

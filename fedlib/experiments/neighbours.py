@@ -1,7 +1,8 @@
 """The table of Chapter 15: the algorithms next to FedAvg, tuned alike, on the same federations.
 
 All take as many gradient steps as FedAvg; Per-FedAvg's trial steps and FedRep's steps on the head
-count. Client step sizes are tuned; an algorithm's other constant is set in advance.
+count. An algorithm's own constant is tuned together with its client step size: every value of it
+gets a search of its own, and the best on validation clients goes on.
 """
 
 __all__ = ["ALGORITHMS", "STUDY", "main"]
@@ -13,26 +14,38 @@ from fedlib.experiments.study import Study
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
 ALGORITHMS = {
-    "fedprox": dict(algorithm=["fedprox", 1.0]),
-    "scaffold": dict(algorithm=["scaffold"]),
-    "reptile": dict(server_lr=0.5),
-    "per_fedavg": dict(algorithm=["per_fedavg", 0.05]),
-    "fedrep": dict(algorithm=["fedrep", 25], local_steps=25, matching="rounds"),
-    "local": dict(algorithm=["local"]),
+    "fedprox": [dict(algorithm=["fedprox", mu]) for mu in (0.1, 1.0, 10.0)],
+    "scaffold": [dict(algorithm=["scaffold"])],
+    "reptile": [dict(server_lr=lr) for lr in (0.25, 0.5, 1.5)],
+    "per_fedavg": [dict(algorithm=["per_fedavg", inner_lr]) for inner_lr in (0.01, 0.05, 0.2)],
+    "fedrep": [
+        dict(algorithm=["fedrep", head], local_steps=50 - head, matching="rounds")
+        for head in (10, 25, 40)
+    ],
+    "local": [dict(algorithm=["local"])],
 }
-"""What differs from FedAvg; FedRep takes 25 steps on the head and 25 on the body."""
+"""What differs from FedAvg, for every value of an algorithm's constant."""
 
 SETTINGS = [
     dict(federation=list(federation), local_steps=50, matching="steps") | differs
     for federation in FEDERATIONS
-    for differs in ALGORITHMS.values()
+    for variants in ALGORITHMS.values()
+    for differs in variants
 ]
+
+
+def _variant_of(setting: dict) -> tuple:
+    name = setting.get("algorithm", ["reptile"])[0]
+    return *setting["federation"], name
+
+
 STUDY = Study(
     name="neighbours",
     settings=SETTINGS,
     middles=[0.05] * len(SETTINGS),
     core=len(SETTINGS),
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
+    variant_of=_variant_of,
 )
 
 

@@ -5,14 +5,13 @@ with as many gradient steps; one local step is D-SGD. Each has its own step size
 validation clients. New clients then fine-tune the head alone, or all layers.
 """
 
-__all__ = ["CENTRALISED", "FEDERATIONS", "STUDY", "UNTRAINED", "main", "spectrum"]
+__all__ = ["CENTRALISED", "FEDERATIONS", "STUDY", "UNTRAINED", "main"]
 
 from collections.abc import Callable
 from pathlib import Path
 
-from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study, trained
+from fedlib.experiments.study import Study, mean_head
 
 FEDERATIONS = [
     Federation(regime, classes) for classes in (5, 20, 80) for regime in ("shared", "private")
@@ -34,23 +33,14 @@ GRID.sort(key=lambda setting: setting["local_steps"] not in ENDS)  # the two end
 CORE = sum(setting["local_steps"] in ENDS for setting in GRID)
 
 
-def spectrum(federation: list, client_lr: float, seed: int) -> dict:
-    """Return singular values of the mean head and of a client's, on the centralised body."""
-    params, _ = trained(CENTRALISED, client_lr, seed)
-    clients = cifar.training_clients(Federation(*federation), seed)
-    values = cifar.head_spectrum(params, clients, seed)
-    return {name: [round(v, 4) for v in series[:20]] for name, series in values.items()}
-
-
-def mean_heads(chosen: list[dict], seeds: list[int], run: Callable[..., list[dict]]) -> dict:
-    """Return the spectra of all federations."""
+def _mean_heads(chosen: list[dict], seeds: list[int], run: Callable[..., list[dict]]) -> dict:
+    """Return the spectra of all federations' mean heads, on the centralised body."""
     client_lr = next(e["client_lr"] for e in chosen if e["setting"] == CENTRALISED)
+    body = dict(setting=CENTRALISED, client_lr=client_lr)
     units = [
-        dict(federation=list(federation), client_lr=client_lr, seed=seed)
-        for federation in FEDERATIONS
-        for seed in seeds
+        dict(federation=list(federation), seed=seed) for federation in FEDERATIONS for seed in seeds
     ]
-    results = run(spectrum, units, label="mean heads")
+    results = run(mean_head, [body | unit for unit in units], label="mean heads")
     return {"mean_head": [u | r for u, r in zip(units, results, strict=True)]}
 
 
@@ -62,7 +52,7 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     parts=("head", "all"),
     curves=True,
-    more=mean_heads,
+    more=_mean_heads,
 )
 
 

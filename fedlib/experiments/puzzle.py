@@ -6,7 +6,6 @@ classes are symbols; what is reported comes from new clients, whose classes are 
 
 __all__ = ["FINE_TUNING_LRS", "GRID", "METHODS", "REGIMES", "main", "new_clients", "score", "train"]
 
-import hashlib
 import string
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from fedlib.clients import ClientData
 from fedlib.evaluate import evaluate
-from fedlib.experiments.store import provenance, run_units, save_result
+from fedlib.experiments.store import cache_of, provenance, run_units, save_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
 from fedlib.finetune import fine_tune
 from fedlib.glyphs import load_glyphs
@@ -196,8 +195,7 @@ def main(output: Path, workers: int) -> None:
         "fine_tuning_lrs": FINE_TUNING_LRS,
     }
     pairs = [(regime, method) for regime in REGIMES for method in GRID]
-    version = hashlib.sha256(str(design).encode()).hexdigest()[:8]
-    run = dict(cache=output / f"puzzle.{version}.partial.jsonl", workers=workers)
+    run = dict(cache=cache_of(output, "puzzle", design, module="puzzle"), workers=workers)
     units = [
         dict(regime=regime, method=method, client_lr=client_lr, seed=seed)
         for regime, method in pairs

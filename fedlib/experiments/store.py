@@ -1,7 +1,18 @@
 """Stored results: JSON files with a record of how they came about."""
 
-__all__ = ["PROVENANCE", "compute_seconds", "load_result", "provenance", "run_units", "save_result"]
+__all__ = [
+    "PROVENANCE",
+    "cache_of",
+    "compute_seconds",
+    "digest",
+    "load_result",
+    "provenance",
+    "run_units",
+    "save_result",
+]
 
+import ast
+import hashlib
 import json
 import multiprocessing as mp
 import os
@@ -10,6 +21,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -75,13 +87,43 @@ def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float) -> dict:
     }
 
 
+def cache_of(output: Path, name: str, design: Mapping, *, module: str) -> Path:
+    """Return an experiment's file of finished units: another for other constants or other code."""
+    return output / f"{name}.{digest(design, module=module)[:8]}.partial.jsonl"
+
+
+def digest(values: object, *, module: str) -> str:
+    """Return hexadecimal digits that change with plain values and the code that works on them.
+
+    The code is the library's, that of Part III's studies, and the named module's.
+    """
+    here = Path(__file__).parent
+    files = [*here.parent.glob("*.py"), *(here / f"{n}.py" for n in {"cifar", "study", module})]
+    code = [(file.name, _code(file)) for file in sorted(files)]
+    return hashlib.sha256(json.dumps([code, values], sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code(file: Path) -> str:
+    """Return a module's code without comments and docstrings, whose wording changes no result."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [s for s in node.body if not _is_text(s)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
 def run_units(
     function: Callable[..., dict], units: list[dict], *, cache: Path, workers: int, label: str
 ) -> list[dict]:
     """Compute ``function(**unit)`` for every unit in parallel processes; stopped work resumes.
 
     Each result is appended to ``cache`` as it comes, and what is there already is not run again;
-    so the name of the cache must change with the code and constants behind ``function``.
+    so its name must change with the code and constants behind ``function``, as ``cache_of``'s does.
 
     Args:
         function: a module-level function whose arguments and result are plain JSON values.

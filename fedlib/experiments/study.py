@@ -10,12 +10,8 @@ A setting is a dict of plain values:
   trains on the first client alone.
 """
 
-__all__ = ["Study", "choose", "config_of", "trained"]
+__all__ = ["Study", "choose", "config_of", "mean_head", "trained"]
 
-import hashlib
-import importlib
-import inspect
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,7 +23,14 @@ from safetensors.torch import load_file, save_file
 
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
-from fedlib.experiments.store import compute_seconds, provenance, run_units, save_result
+from fedlib.experiments.store import (
+    cache_of,
+    compute_seconds,
+    digest,
+    provenance,
+    run_units,
+    save_result,
+)
 from fedlib.fedavg import FedAvgConfig, History, run_fedavg
 from fedlib.models import Params, params_of
 from fedlib.neighbours import run_fedrep, run_scaffold
@@ -60,6 +63,8 @@ class Study(NamedTuple):
         seeds: of the final runs; none of them is used for tuning.
         parts: what new clients fine-tune: "head" and perhaps "all".
         curves: whether to score along the way too, for the first seed.
+        variant_of: what a setting is a variant of; of all variants of one thing, only the best on
+            validation clients goes on to the final seeds. By default, each is a thing of its own.
         more: further tables, ``(chosen, seeds, run) -> dict``.
     """
 
@@ -70,6 +75,7 @@ class Study(NamedTuple):
     seeds: Sequence[int]
     parts: Sequence[str] = ("head",)
     curves: bool = False
+    variant_of: Callable[[dict], object] = str
     more: Callable[..., dict] = lambda chosen, seeds, run: {}
 
     def design(self) -> dict:
@@ -91,14 +97,11 @@ class Study(NamedTuple):
         A run that was stopped leaves a table of what was finished, and goes on from there.
         """
         began = time.monotonic()
-        version = str(self.design()) + inspect.getsource(cifar)
-        version = hashlib.sha256(version.encode()).hexdigest()[:8]
-        cache = output / f"{self.name}.{version}.partial.jsonl"
+        cache = cache_of(output, self.name, self.design(), module="study")
 
         def run(function: Callable[..., dict], units: list[dict], *, label: str) -> list[dict]:
             tagged = [dict(function=function.__name__, **unit) for unit in units]
-            kind = _Dispatch(function.__module__)
-            return run_units(kind, tagged, cache=cache, workers=workers, label=label)
+            return run_units(_by_name, tagged, cache=cache, workers=workers, label=label)
 
         tuning, chosen, finals, used, more = [], [], [], [], {}
         for some in (slice(self.core), slice(self.core, None)):
@@ -120,11 +123,16 @@ class Study(NamedTuple):
                 save_result(output / f"{self.name}.json", record | more)
 
     def _choose(self, tuning: list[dict], run: Callable[..., list[dict]]) -> list[dict]:
-        """Choose client step sizes, then fine-tuning step sizes."""
-        chosen = []
+        """Choose client step sizes and among variants, then fine-tuning step sizes."""
+        bests = {}
         for entry in tuning:
-            best, _ = choose({lr: _best(scores) for lr, scores in entry["tried"].items()})
-            chosen.append({"setting": entry["setting"], "client_lr": best and float(best)})
+            scores = {lr: _best(by_head_lr) for lr, by_head_lr in entry["tried"].items()}
+            best, _ = choose(scores)
+            variant = {"setting": entry["setting"], "client_lr": best and float(best)}
+            bests.setdefault(self.variant_of(entry["setting"]), []).append(
+                (scores.get(best) or 0.0, variant)
+            )
+        chosen = [max(variants, key=lambda pair: pair[0])[1] for variants in bests.values()]
         units = [entry | {"parts": list(self.parts)} for entry in chosen]
         fine_tuning = run(tune_fine_tuning, units, label="fine-tuning")
         for entry, tried in zip(chosen, fine_tuning, strict=True):
@@ -182,13 +190,9 @@ class Study(NamedTuple):
         ]
 
 
-class _Dispatch(NamedTuple):
-    """Calls a function of a module by name: units are plain values."""
-
-    module: str
-
-    def __call__(self, function: str, **unit: object) -> dict:
-        return getattr(importlib.import_module(self.module), function)(**unit)
+def _by_name(function: str, **unit: object) -> dict:
+    """Call a function of this module by name, as units are plain values."""
+    return globals()[function](**unit)
 
 
 def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
@@ -218,8 +222,8 @@ def trained(
     if client_lr is None:
         return params_of(cifar.model_for(Federation("shared", 80), seed, width=width)), {}
     config = config_of(setting, client_lr)
-    key = json.dumps([setting, repr(config), seed, inspect.getsource(cifar)], sort_keys=True)
-    file = RUNS / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    key = digest([setting, repr(config), seed], module="study")
+    file = RUNS / f"{key[:16]}.safetensors"
     if file.exists() and not options:
         return load_file(file), {}
     params, history = _train(setting, config, seed, width=width, **options)
@@ -322,6 +326,14 @@ def final(setting: dict, client_lr: float | None, lrs: dict, seed: int, curve: b
             scores = adapt_all(params, task.of_first(5), tried, seed, **how, **more)
             result[part][kind] = {str(budget): _only(by_lr) for budget, by_lr in scores.items()}
     return result
+
+
+def mean_head(setting: dict, client_lr: float, federation: Sequence, seed: int) -> dict:
+    """Return singular values of a federation's mean head and of a client's, on a trained body."""
+    params, _ = trained(setting, client_lr, seed)
+    clients = cifar.training_clients(Federation(*federation), seed)
+    values = cifar.head_spectrum(params, clients, seed)
+    return {name: [round(v, 4) for v in series[:20]] for name, series in values.items()}
 
 
 def choose(tried: Mapping[str, float | None]) -> tuple[str | None, bool]:

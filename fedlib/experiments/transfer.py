@@ -25,7 +25,8 @@ SETTINGS = [
     *(_setting(f, tau) for f in (*DIAL[:3], *EIGHTY) for tau in MIDDLES),
     *(_setting(f, tau) for f in DIAL[3:] for tau in MIDDLES),
     *(_setting(PRIVATE, tau, cohort_size=2) for tau in MIDDLES),
-    _setting(PRIVATE, 50, server_lr=0.5),
+    *(_setting(PRIVATE, tau, cohort_size=50) for tau in MIDDLES),
+    *(_setting(PRIVATE, 50, server_lr=server_lr) for server_lr in (0.5, 1.5)),
     *(_setting(f, tau, width=4) for f in (PRIVATE, SHARED) for tau in MIDDLES),
 ]
 STUDY = Study(
@@ -33,7 +34,7 @@ STUDY = Study(
     settings=SETTINGS,
     middles=[MIDDLES[setting["local_steps"]] for setting in SETTINGS],
     core=2 * len(DIAL[:3] + EIGHTY),
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 
