@@ -94,6 +94,25 @@ def test_balanced_orders_leave_no_mean_label(rows_for_images):
         assert (numbers == numbers[0]).all()
 
 
+@pytest.mark.parametrize("federation", [("shared", 20), ("private", 5), ("groups", 5, 100, 0.5)])
+def test_training_clients_are_tested_on_other_images_under_their_own_labels(
+    rows_for_images, federation
+):
+    federation, true = Federation(*federation), rows_for_images["train"]
+    task = cifar.training_task(federation, 0, num_clients=4)
+    everyone = cifar.training_clients(federation, 0)
+    trained = rows_of(everyone)
+    assert (rows_of(task.train) == trained[: 4 * 240]).all()
+    assert not set(rows_of(task.test)) & set(trained)
+    assert (task.test.sizes == 500).all()
+    for i in range(4):
+        pairs = [
+            set(zip(true[rows_of(half.select([i]))], half[i][1].tolist(), strict=True))
+            for half in task
+        ]
+        assert pairs[0] == pairs[1]
+
+
 @pytest.mark.parametrize("kind", [*cifar.KINDS, "validation"])
 def test_new_clients_learn_and_are_tested_on_images_of_their_own(rows_for_images, kind):
     task = cifar.new_clients(kind, 0)

@@ -18,6 +18,7 @@ __all__ = [
     "model_for",
     "new_clients",
     "training_clients",
+    "training_task",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -131,11 +132,37 @@ def training_clients(federation: Federation, seed: int) -> ClientData:
     Raises:
         ValueError: if the regime is unknown.
     """
+    pool, labels, parts = _deal(federation, seed)
+    images, _ = load_images("cifar100", "train")
+    return ClientData.from_parts(images[pool], labels, parts)
+
+
+def training_task(federation: Federation, seed: int, *, num_clients: int = 10) -> Task:
+    """Return the first training clients, with further images of their classes to be tested on.
+
+    The test images are in no training client's hands; their labels are the client's own.
+    """
+    pool, labels, parts = _deal(federation, seed)
+    images, true = load_images("cifar100", "train")
+    _, rows = class_rows(seed)
+    tested, targets = [], []
+    for part in parts[:num_clients]:
+        named = dict(zip(true[pool[part]], labels[part], strict=True))
+        each = WAYS * TEST_PER_CLASS // len(named)
+        tested.append(rows[list(named), TRAIN_ROWS : TRAIN_ROWS + each].ravel())
+        targets.append(np.repeat(list(named.values()), each))
+    cuts = np.split(np.arange(sum(map(len, tested))), np.cumsum([len(t) for t in tested])[:-1])
+    test = ClientData.from_parts(images[np.concatenate(tested)], np.concatenate(targets), cuts)
+    return Task(training_clients(federation, seed).select(range(num_clients)), test)
+
+
+def _deal(federation: Federation, seed: int) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]:
+    """Return the rows of known classes' images, a label for each, and every client's positions."""
     check_in("regime", federation.regime, ["shared", "private", "balanced", "groups"])
-    images, labels = load_images("cifar100", "train")
+    _, labels = load_images("cifar100", "train")
     classes, rows = class_rows(seed)
     pool = rows[classes[:NUM_KNOWN], :TRAIN_ROWS].ravel()
-    images, labels = images[pool], np.argsort(classes)[labels[pool]]
+    labels = np.argsort(classes)[labels[pool]]
     rng = np.random.default_rng([seed, 1])
     regime, per_client, num_clients, permuted = federation
     deal = dict(num_clients=num_clients, rng=rng)
@@ -156,7 +183,7 @@ def training_clients(federation: Federation, seed: int) -> ClientData:
         parts = partition_by_class(labels, **mine, **deal)
         if regime != "shared":
             labels = private_labels(labels, parts, rng=rng, balanced=regime == "balanced")
-    return ClientData.from_parts(images, labels, parts)
+    return pool, labels, parts
 
 
 def new_clients(kind: str, seed: int, *, num_clients: int = 10) -> Task:

@@ -1,6 +1,7 @@
 """The measurements of Chapter 13: what the networks of Chapter 12 have learned, layer by layer.
 
-Images are those of the 20 classes that no training client holds. Step sizes are the ones chosen in
+Images are those of the 20 classes that no training client holds; but for ``own_heads``, which looks
+at training clients in the course of a round. Step sizes are the ones chosen in
 ``one_step.json``, and parameters are taken from that experiment's runs where they are kept.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlib.evaluate import evaluate
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation
 from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
@@ -22,7 +24,8 @@ from fedlib.experiments.store import (
     run_units,
     save_result,
 )
-from fedlib.experiments.study import config_of, trained
+from fedlib.experiments.study import BATCH_SIZE, config_of, trained
+from fedlib.finetune import fine_tune
 from fedlib.models import Params, with_body
 from fedlib.represent import class_similarity, effective_rank, features, linear_cka, linear_probe
 
@@ -34,6 +37,16 @@ METHODS = {
 }
 LAYERS = {"first pooling": 2, "second pooling": 5, "features": 8}
 """Positions in the body of ``CNN``."""
+
+OWN_HEADS = [
+    dict(federation=list(Federation(*federation)), local_steps=tau, matching="steps")
+    for federation, tau in (
+        *((("private", 5), tau) for tau in (2, 10, 50)),
+        *((federation, 50) for federation in (("private", 20), ("private", 80), ("shared", 20))),
+    )
+]
+LOCAL_STEPS = (0, 1, 2, 5, 10, 20, 50, 200)
+"""Where clients are followed through a round, and after how many of their steps."""
 
 SEEDS = (0, 1, 2, 3, 4)
 TRAIN_PER_CLASS, ENTRIES = 50, 20
@@ -105,6 +118,19 @@ def along(setting: dict, client_lr: float, seed: int) -> dict:
     return {name: [round(v, 4) for v in values] for name, values in series.items()}
 
 
+def own_heads(setting: dict, client_lr: float, seed: int) -> dict:
+    """Start ten clients from the trained server; score each on its own classes, step by step."""
+    federation = Federation(*setting["federation"])
+    params, _ = trained(setting, client_lr, seed)
+    model, task = cifar.model_for(federation, seed), cifar.training_task(federation, seed)
+    how = dict(lr=client_lr, batch_size=BATCH_SIZE, seed=seed)
+    found = []
+    for steps in LOCAL_STEPS:
+        local = fine_tune(model, params, task.train, steps=steps, **how) if steps else params
+        found.append(round(float(evaluate(model, local, task.test).mean()), 4))
+    return {"accuracy": found}
+
+
 def main(output: Path, workers: int) -> None:
     """Measure all runs and store everything in ``output/inside.json``."""
     began = time.monotonic()
@@ -129,6 +155,7 @@ def main(output: Path, workers: int) -> None:
         "train_per_class": TRAIN_PER_CLASS,
         "strength": STRENGTH,
         "entries": ENTRIES,
+        "local_steps": LOCAL_STEPS,
     }
     how = dict(cache=cache_of(output, "inside", design, module="inside"), workers=workers)
     looks = [
@@ -144,6 +171,11 @@ def main(output: Path, workers: int) -> None:
     ]
     seen = run_units(look, looks, label="layers", **how)
     rounds = run_units(along, ways, label="rounds", **how)
+    starts = [run_of(setting) for setting in OWN_HEADS]
+    clients = [
+        dict(setting=setting, client_lr=lr, seed=seed) for seed in SEEDS for setting, lr in starts
+    ]
+    heads = run_units(own_heads, clients, label="own heads", **how)
     record = {
         "design": design,
         "layers": [
@@ -151,6 +183,7 @@ def main(output: Path, workers: int) -> None:
             for u, r in zip(looks, seen, strict=True)
         ],
         "rounds": [u | r for u, r in zip(ways, rounds, strict=True)],
+        "own_heads": [u | r for u, r in zip(clients, heads, strict=True)],
         "provenance": provenance("inside", seeds=SEEDS, wall_seconds=time.monotonic() - began)
         | {"compute_seconds": compute_seconds(how["cache"])},
     }
