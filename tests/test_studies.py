@@ -183,7 +183,7 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
 
 
 def test_of_an_algorithms_variants_only_the_best_goes_on():
-    scores = {0.1: 0.3, 1.0: 0.5, 10.0: 0.4}
+    scores = {0.01: 0.1, 0.1: 0.3, 1.0: 0.5, 10.0: 0.4}
     tuning = [
         {"setting": setting, "tried": {"0.05": {"0.1": scores[setting["algorithm"][1]]}}}
         for setting in neighbours.SETTINGS
@@ -215,8 +215,9 @@ def test_every_algorithm_trains_in_its_own_way(monkeypatch, tmp_path):
     settings = [shared, shared | dict(federation=["pooled", 80, 1, 0.0])]
     for differs in itertools.chain(*neighbours.ALGORITHMS.values()):
         if differs.get("algorithm", [""])[0] == "fedrep":
-            head = {10: 1, 25: 2, 40: 3}[differs["algorithm"][1]]
-            differs = differs | {"algorithm": ["fedrep", head], "local_steps": 4 - head}
+            if differs["algorithm"][1] > 3:
+                continue
+            differs = differs | {"local_steps": 2}
         settings.append(shared | differs)
     bodies = [
         study.trained(setting, 0.1, 0, strategy="threads")[0]["body.0.weight"]

@@ -14,13 +14,15 @@ from fedlib.experiments.study import Study
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
 ALGORITHMS = {
-    "fedprox": [dict(algorithm=["fedprox", mu]) for mu in (0.1, 1.0, 10.0)],
+    "fedprox": [dict(algorithm=["fedprox", mu]) for mu in (0.01, 0.1, 1.0, 10.0)],
     "scaffold": [dict(algorithm=["scaffold"])],
-    "reptile": [dict(server_lr=lr) for lr in (0.25, 0.5, 1.5)],
-    "per_fedavg": [dict(algorithm=["per_fedavg", inner_lr]) for inner_lr in (0.01, 0.05, 0.2)],
+    "reptile": [dict(server_lr=lr) for lr in (0.25, 0.5, 1.5, 2.0, 3.0)],
+    "per_fedavg": [
+        dict(algorithm=["per_fedavg", inner_lr]) for inner_lr in (0.002, 0.01, 0.05, 0.2)
+    ],
     "fedrep": [
         dict(algorithm=["fedrep", head], local_steps=50 - head, matching="rounds")
-        for head in (10, 25, 40)
+        for head in (2, 5, 10, 25, 40)
     ],
     "local": [dict(algorithm=["local"])],
 }
