@@ -170,7 +170,7 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
         for tau in (1, 50)
     ]
     settings = [*settings, one_step.UNTRAINED]
-    searched = study.Study._search(settings, [0.05, 0.2, None], run)
+    searched = study.Study._search(settings, [study.around(0.05), study.around(0.2), None], run)
     for entry in searched[:2]:
         tried = {
             lr: max(s for s in scores.values() if s is not None)

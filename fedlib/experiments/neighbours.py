@@ -10,7 +10,7 @@ __all__ = ["ALGORITHMS", "STUDY", "main"]
 from pathlib import Path
 
 from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study
+from fedlib.experiments.study import Study, around
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
 ALGORITHMS = {
@@ -44,7 +44,7 @@ def _variant_of(setting: dict) -> tuple:
 STUDY = Study(
     name="neighbours",
     settings=SETTINGS,
-    middles=[0.05] * len(SETTINGS),
+    starts=[around(0.05)] * len(SETTINGS),
     core=len(SETTINGS),
     seeds=(0, 1, 2, 3, 4),
     variant_of=_variant_of,

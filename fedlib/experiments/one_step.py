@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study, mean_head
+from fedlib.experiments.study import STEP_SIZES, Study, around, mean_head
 
 FEDERATIONS = [
     Federation(regime, classes) for classes in (5, 20, 80) for regime in ("shared", "private")
@@ -20,6 +20,9 @@ MIDDLES = {
     "steps": {1: 0.2, 2: 0.2, 5: 0.1, 10: 0.1, 50: 0.05},
     "rounds": {1: 0.8, 2: 0.4, 5: 0.2, 10: 0.2},
 }
+WIDE = [lr for lr in STEP_SIZES if 0.0125 <= lr <= 1.6]
+"""Where training is short and the best step size hard to guess, all of these are tried."""
+
 UNTRAINED = dict(federation=["untrained", 80, 1, 0.0], local_steps=1, matching="steps")
 CENTRALISED = dict(federation=["pooled", 80, 1, 0.0], local_steps=50, matching="steps")
 GRID = [
@@ -31,6 +34,12 @@ GRID = [
 ENDS = (1, 50)
 GRID.sort(key=lambda setting: setting["local_steps"] not in ENDS)  # the two ends first
 CORE = sum(setting["local_steps"] in ENDS for setting in GRID)
+
+
+def _start(setting: dict) -> list[float]:
+    matching, local_steps = setting["matching"], setting["local_steps"]
+    short = matching == "rounds" and local_steps <= 2
+    return WIDE if short else around(MIDDLES[matching][local_steps])
 
 
 def _mean_heads(chosen: list[dict], seeds: list[int], run: Callable[..., list[dict]]) -> dict:
@@ -47,7 +56,7 @@ def _mean_heads(chosen: list[dict], seeds: list[int], run: Callable[..., list[di
 STUDY = Study(
     name="one_step",
     settings=[UNTRAINED, CENTRALISED, *GRID],
-    middles=[None, 0.1, *(MIDDLES[s["matching"]][s["local_steps"]] for s in GRID)],
+    starts=[None, around(0.1), *map(_start, GRID)],
     core=2 + CORE,
     seeds=(0, 1, 2, 3, 4),
     parts=("head", "all"),

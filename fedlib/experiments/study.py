@@ -10,7 +10,7 @@ A setting is a dict of plain values:
   trains on the first client alone.
 """
 
-__all__ = ["Study", "choose", "config_of", "mean_head", "trained"]
+__all__ = ["Study", "around", "choose", "config_of", "mean_head", "trained"]
 
 import os
 import time
@@ -42,7 +42,7 @@ ROUNDS, MOST_STEPS, COHORT_SIZE, BATCH_SIZE = 40, 50, 10, 10
 TUNING_SEED = 100
 STEP_SIZES = [0.05 * 2.0**power for power in range(-7, 9)]
 HEAD_LRS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
-ALL_LRS = [0.01, 0.02, 0.05, 0.1, 0.2]
+ALL_LRS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
 SCRATCH = dict(steps=400)
 BUDGET = 20
 """Images per class with which step sizes are chosen."""
@@ -57,7 +57,7 @@ class Study(NamedTuple):
     Attributes:
         name: of the result, which is stored as ``NAME.json``.
         settings: what is compared.
-        middles: for each setting, the middle of the first three client step sizes to be tried; or
+        starts: for each setting, the client step sizes to be tried first, of ``STEP_SIZES``; or
             None for an untrained body.
         core: how many settings, the first ones, go through everything before the others begin.
         seeds: of the final runs; none of them is used for tuning.
@@ -70,7 +70,7 @@ class Study(NamedTuple):
 
     name: str
     settings: Sequence[dict]
-    middles: Sequence[float | None]
+    starts: Sequence[Sequence[float] | None]
     core: int
     seeds: Sequence[int]
     parts: Sequence[str] = ("head",)
@@ -105,7 +105,7 @@ class Study(NamedTuple):
 
         tuning, chosen, finals, used, more = [], [], [], [], {}
         for some in (slice(self.core), slice(self.core, None)):
-            searched = self._search(self.settings[some], self.middles[some], run)
+            searched = self._search(self.settings[some], self.starts[some], run)
             picked = self._choose(searched, run)
             tuning, chosen = tuning + searched, chosen + picked
             for seed in self.seeds if picked else ():
@@ -158,14 +158,12 @@ class Study(NamedTuple):
     @staticmethod
     def _search(
         settings: Sequence[dict],
-        middles: Sequence[float | None],
+        starts: Sequence[Sequence[float] | None],
         run: Callable[..., list[dict]],
     ) -> list[dict]:
         """Try client step sizes until every setting's best has a neighbour on either side."""
-        tried, wanted = [{} for _ in settings], {}
-        for i, middle in enumerate(middles):
-            at = middle and int(np.argmin(np.abs(np.array(STEP_SIZES) - middle)))
-            wanted[i] = STEP_SIZES[at - 1 : at + 2] if middle else [None]
+        tried = [{} for _ in settings]
+        wanted = {i: start or [None] for i, start in enumerate(starts)}
         while wanted:
             units = [
                 dict(setting=settings[i], client_lr=lr) for i, lrs in wanted.items() for lr in lrs
@@ -193,6 +191,12 @@ class Study(NamedTuple):
 def _by_name(function: str, **unit: object) -> dict:
     """Call a function of this module by name, as units are plain values."""
     return globals()[function](**unit)
+
+
+def around(client_lr: float) -> list[float]:
+    """Return the step size that is nearest to a first guess, with its two neighbours."""
+    nearest = int(np.argmin(np.abs(np.array(STEP_SIZES) - client_lr)))
+    return STEP_SIZES[nearest - 1 : nearest + 2]
 
 
 def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:

@@ -9,7 +9,7 @@ __all__ = ["STUDY", "main"]
 from pathlib import Path
 
 from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study
+from fedlib.experiments.study import Study, around
 
 PRIVATE, SHARED = Federation("private", 5), Federation("shared", 20)
 DIAL = [Federation("groups", 5, 100, permuted) for permuted in (0.0, 0.5, 1.0, 0.25, 0.75)]
@@ -32,7 +32,7 @@ SETTINGS = [
 STUDY = Study(
     name="transfer",
     settings=SETTINGS,
-    middles=[MIDDLES[setting["local_steps"]] for setting in SETTINGS],
+    starts=[around(MIDDLES[setting["local_steps"]]) for setting in SETTINGS],
     core=2 * len(DIAL[:3] + EIGHTY),
     seeds=(0, 1, 2, 3, 4),
 )
