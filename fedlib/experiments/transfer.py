@@ -11,7 +11,7 @@ from pathlib import Path
 from fedlib.experiments.cifar import Federation
 from fedlib.experiments.study import Study, around
 
-PRIVATE, SHARED = Federation("private", 5), Federation("shared", 20)
+PRIVATE = Federation("private", 5)
 DIAL = [Federation("groups", 5, 100, permuted) for permuted in (0.0, 0.5, 1.0, 0.25, 0.75)]
 EIGHTY = [Federation(regime, 5, 80) for regime in ("balanced", "private")]
 MIDDLES = {1: 0.1, 50: 0.05}
@@ -27,7 +27,7 @@ SETTINGS = [
     *(_setting(PRIVATE, tau, cohort_size=2) for tau in MIDDLES),
     *(_setting(PRIVATE, tau, cohort_size=50) for tau in MIDDLES),
     *(_setting(PRIVATE, 50, server_lr=server_lr) for server_lr in (0.5, 1.5)),
-    *(_setting(f, tau, width=4) for f in (PRIVATE, SHARED) for tau in MIDDLES),
+    *(_setting(PRIVATE, tau, width=4) for tau in MIDDLES),
 ]
 STUDY = Study(
     name="transfer",
