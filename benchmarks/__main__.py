@@ -10,7 +10,7 @@ from benchmarks.profile import STRATEGIES, profile
 from benchmarks.runner import CONTESTANTS, ENVIRONMENTS, Setting, run, table, versions
 from benchmarks.scale import scale, text
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, Workload, make
-from fedlib.experiments.store import provenance, save_result
+from fedlib.experiments.store import commit_of, provenance, save_result
 
 GROWING = [s for s in CONTESTANTS if (s.name, s.key) in {("fedlib", "auto"), ("fedjax", "jit")}]
 """Who takes part in the growth sweeps, beside the baseline."""
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("book/results/benchmarks.json"))
     options = parser.parse_args()
     works = options.work or [*WORKLOADS, *(MORE[1:] if options.quick else MORE)]
-    began = time.monotonic()
+    began, commit = time.monotonic(), commit_of()
 
     settings = [setting for setting in CONTESTANTS if setting.name in options.only]
     record = {
@@ -70,7 +70,8 @@ def main() -> None:
             record["scale"] = {"failed": str(error)}
             print(error, flush=True)
 
-    record["provenance"] = provenance("", seeds=[0], wall_seconds=time.monotonic() - began)
+    wall_seconds = time.monotonic() - began
+    record["provenance"] = provenance("", seeds=[0], wall_seconds=wall_seconds, commit=commit)
     record["provenance"]["command"] = "python -m benchmarks"
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_result(options.output, record)

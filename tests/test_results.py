@@ -1,6 +1,7 @@
 """Every stored result says how it was made; and running experiments stops and resumes."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,34 @@ def test_provenance_is_complete(path):
     assert record["wall_seconds"] > 0
     assert {"python", "torch", "numpy"} <= set(record["versions"])
     assert len(record["seeds"]) >= (1 if timed else 3)
+
+
+def test_the_commit_is_that_of_the_librarys_code(tmp_path):
+    def git(*asked):
+        who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *who, *asked], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    folder = tmp_path / "library"
+    folder.mkdir()
+    assert store.commit_of(folder).startswith("unknown")
+    git("init")
+    (folder / "code.py").write_text("1")
+    (tmp_path / "result.json").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "x")
+    (tmp_path / "result.json").write_text("2")
+    (tmp_path / "new.json").write_text("2")
+    assert store.commit_of(folder) == git("rev-parse", "--short", "HEAD")
+    (folder / "code.py").write_text("2")
+    assert store.commit_of(folder) == git("rev-parse", "--short", "HEAD") + "-dirty"
+
+
+def test_a_run_from_the_cache_took_a_second_as_well():
+    how = store.provenance("x", seeds=[0], wall_seconds=0.01, commit="0")
+    assert how["wall_seconds"] == 1
+    assert set(how) == set(store.PROVENANCE)
 
 
 def test_there_are_results():

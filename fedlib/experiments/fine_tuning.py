@@ -17,6 +17,7 @@ from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
 from fedlib.experiments.one_step import STUDY
 from fedlib.experiments.store import (
     cache_of,
+    commit_of,
     compute_seconds,
     provenance,
     run_units,
@@ -80,7 +81,7 @@ def _mean(accuracies: list[float]) -> float:
 
 def main(output: Path, workers: int) -> None:
     """Tune, score, and store everything in ``output/fine_tuning.json``."""
-    began = time.monotonic()
+    began, commit = time.monotonic(), commit_of()
     stored = json.loads((output / "one_step.json").read_text())["chosen"]
     units = [
         {name: entry[name] for name in ("setting", "client_lr")}
@@ -114,7 +115,10 @@ def main(output: Path, workers: int) -> None:
             for unit, result in zip(finals, results, strict=True)
         ],
         "provenance": provenance(
-            "fine_tuning", seeds=[TUNING_SEED, *SEEDS], wall_seconds=time.monotonic() - began
+            "fine_tuning",
+            seeds=[TUNING_SEED, *SEEDS],
+            wall_seconds=time.monotonic() - began,
+            commit=commit,
         )
         | {"compute_seconds": compute_seconds(how["cache"])},
     }

@@ -19,6 +19,7 @@ from fedlib.experiments.cifar import Federation
 from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
 from fedlib.experiments.store import (
     cache_of,
+    commit_of,
     compute_seconds,
     provenance,
     run_units,
@@ -133,7 +134,7 @@ def own_heads(setting: dict, client_lr: float, seed: int) -> dict:
 
 def main(output: Path, workers: int) -> None:
     """Measure all runs and store everything in ``output/inside.json``."""
-    began = time.monotonic()
+    began, commit = time.monotonic(), commit_of()
     chosen = json.loads((output / "one_step.json").read_text())["chosen"]
     lrs = {json.dumps(e["setting"], sort_keys=True): e["client_lr"] for e in chosen}
 
@@ -184,7 +185,9 @@ def main(output: Path, workers: int) -> None:
         ],
         "rounds": [u | r for u, r in zip(ways, rounds, strict=True)],
         "own_heads": [u | r for u, r in zip(clients, heads, strict=True)],
-        "provenance": provenance("inside", seeds=SEEDS, wall_seconds=time.monotonic() - began)
+        "provenance": provenance(
+            "inside", seeds=SEEDS, wall_seconds=time.monotonic() - began, commit=commit
+        )
         | {"compute_seconds": compute_seconds(how["cache"])},
     }
     save_result(output / "inside.json", record)

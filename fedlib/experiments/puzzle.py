@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlib.clients import ClientData
 from fedlib.evaluate import evaluate
-from fedlib.experiments.store import cache_of, provenance, run_units, save_result
+from fedlib.experiments.store import cache_of, commit_of, provenance, run_units, save_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, run_fedavg
 from fedlib.finetune import fine_tune
 from fedlib.glyphs import load_glyphs
@@ -187,7 +187,7 @@ def final(regime: str, method: str, chosen: dict, seed: int) -> dict:
 
 def main(output: Path, workers: int) -> None:
     """Tune, choose, run the final seeds, and store everything in ``output/puzzle.json``."""
-    began = time.monotonic()
+    began, commit = time.monotonic(), commit_of()
     design = {
         "methods": METHODS,
         "fine_tuning": FINE_TUNING,
@@ -222,7 +222,10 @@ def main(output: Path, workers: int) -> None:
         ],
         "chosen": {regime: {m: chosen[regime, m] for m in GRID} for regime in REGIMES},
         "provenance": provenance(
-            "puzzle", seeds=[*TUNING_SEEDS, *FINAL_SEEDS], wall_seconds=time.monotonic() - began
+            "puzzle",
+            seeds=[*TUNING_SEEDS, *FINAL_SEEDS],
+            wall_seconds=time.monotonic() - began,
+            commit=commit,
         ),
     }
     save_result(output / "puzzle.json", record)

@@ -3,6 +3,7 @@
 __all__ = [
     "PROVENANCE",
     "cache_of",
+    "commit_of",
     "compute_seconds",
     "digest",
     "load_result",
@@ -30,6 +31,8 @@ from tqdm.auto import tqdm
 
 PROVENANCE = ("command", "commit", "date", "device", "seeds", "versions", "wall_seconds")
 """What every stored result says about itself."""
+
+LIBRARY = Path(__file__).parent.parent
 
 
 def load_result(name: str) -> dict:
@@ -68,13 +71,28 @@ def save_result(path: Path, record: Mapping) -> None:
     os.replace(temporary, path)
 
 
-def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float) -> dict:
-    """Say how a result came about: command, commit, date, device, seeds, versions, wall time."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def commit_of(folder: Path = LIBRARY) -> str:
+    """Name the commit that a folder's files are at; "-dirty" if they differ from it.
+
+    What changed elsewhere in the repository, such as the result just written, does not matter.
+    To be asked when an experiment starts: later, files may have changed that it did not run.
+    """
+    git = ["git", "-C", str(folder)]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run([*git, *asked], capture_output=True, text=True, check=True).stdout
+            for asked in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown (not run from a git checkout)"
+        return "unknown (not run from a git checkout)"
+    return commit.strip() + ("-dirty" if changes else "")
+
+
+def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float, commit: str) -> dict:
+    """Say how a result came about: command, commit, date, device, seeds, versions, wall time.
+
+    Of a run that was stopped and went on, commit, date and wall time are those of the last session.
+    """
     return {
         "command": f"python -m fedlib.experiments {name}",
         "commit": commit,
@@ -83,7 +101,7 @@ def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float) -> dict:
         "seeds": list(seeds),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("torch", "numpy", "matplotlib")},
-        "wall_seconds": round(wall_seconds),
+        "wall_seconds": max(1, round(wall_seconds)),
     }
 
 

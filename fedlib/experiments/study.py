@@ -25,6 +25,7 @@ from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
 from fedlib.experiments.store import (
     cache_of,
+    commit_of,
     compute_seconds,
     digest,
     provenance,
@@ -96,7 +97,7 @@ class Study(NamedTuple):
 
         A run that was stopped leaves a table of what was finished, and goes on from there.
         """
-        began = time.monotonic()
+        began, commit = time.monotonic(), commit_of()
         cache = cache_of(output, self.name, self.design(), module="study")
 
         def run(function: Callable[..., dict], units: list[dict], *, label: str) -> list[dict]:
@@ -116,6 +117,7 @@ class Study(NamedTuple):
                     self.name,
                     seeds=[TUNING_SEED, *used],
                     wall_seconds=time.monotonic() - began,
+                    commit=commit,
                 )
                 how["compute_seconds"] = compute_seconds(cache)
                 record = {"design": self.design(), "tuning": tuning, "chosen": chosen}
