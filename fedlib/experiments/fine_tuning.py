@@ -90,7 +90,7 @@ def main(output: Path, workers: int) -> None:
         if entry["setting"] == setting
     ]
     design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": cifar.ALL | SCRATCH}
-    how = dict(cache=cache_of(output, "fine_tuning", design, module="fine_tuning"), workers=workers)
+    how = dict(cache=cache_of(output, "fine_tuning", design, file=__file__), workers=workers)
     chosen = []
     for unit, tried in zip(units, run_units(tune, units, label="tuning", **how), strict=True):
         best = {

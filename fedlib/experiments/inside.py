@@ -158,7 +158,7 @@ def main(output: Path, workers: int) -> None:
         "entries": ENTRIES,
         "local_steps": LOCAL_STEPS,
     }
-    how = dict(cache=cache_of(output, "inside", design, module="inside"), workers=workers)
+    how = dict(cache=cache_of(output, "inside", design, file=__file__), workers=workers)
     looks = [
         dict(federation=list(federation), runs=own, seed=seed)
         for seed in SEEDS

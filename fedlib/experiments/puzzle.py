@@ -195,7 +195,7 @@ def main(output: Path, workers: int) -> None:
         "fine_tuning_lrs": FINE_TUNING_LRS,
     }
     pairs = [(regime, method) for regime in REGIMES for method in GRID]
-    run = dict(cache=cache_of(output, "puzzle", design, module="puzzle"), workers=workers)
+    run = dict(cache=cache_of(output, "puzzle", design, file=__file__), workers=workers)
     units = [
         dict(regime=regime, method=method, client_lr=client_lr, seed=seed)
         for regime, method in pairs

@@ -14,6 +14,7 @@ __all__ = [
 
 import ast
 import hashlib
+import inspect
 import json
 import multiprocessing as mp
 import os
@@ -21,9 +22,12 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from importlib import metadata, resources
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -105,20 +109,22 @@ def provenance(name: str, *, seeds: Iterable[int], wall_seconds: float, commit: 
     }
 
 
-def cache_of(output: Path, name: str, design: Mapping, *, module: str) -> Path:
+def cache_of(output: Path, name: str, design: Mapping, *, file: str) -> Path:
     """Return an experiment's file of finished units: another for other constants or other code."""
-    return output / f"{name}.{digest(design, module=module)[:8]}.partial.jsonl"
+    return output / f"{name}.{digest(design, file=file)[:8]}.partial.jsonl"
 
 
-def digest(values: object, *, module: str) -> str:
+def digest(values: object, *, file: str) -> str:
     """Return hexadecimal digits that change with plain values and the code that works on them.
 
-    The code is the library's, that of Part III's studies, and the named module's.
+    The code is the library's, that of Part III's studies, and that in ``file``, a module's own
+    ``__file__``; and torch's version counts.
     """
     here = Path(__file__).parent
-    files = [*here.parent.glob("*.py"), *(here / f"{n}.py" for n in {"cifar", "study", module})]
-    code = [(file.name, _code(file)) for file in sorted(files)]
-    return hashlib.sha256(json.dumps([code, values], sort_keys=True).encode()).hexdigest()
+    files = {*LIBRARY.glob("*.py"), here / "cifar.py", here / "study.py", Path(file)}
+    code = [(each.name, _code(each)) for each in sorted(files)]
+    everything = json.dumps([code, metadata.version("torch"), values], sort_keys=True)
+    return hashlib.sha256(everything.encode()).hexdigest()
 
 
 @cache
@@ -146,40 +152,80 @@ def run_units(
     Args:
         function: a module-level function whose arguments and result are plain JSON values.
         units: its keyword arguments.
-        cache: JSON-lines file of finished units.
+        cache: JSON-lines file of finished units; several functions may share it.
         workers: processes; each uses one thread, so that they do not disturb one another.
         label: shown beside the progress bar.
 
     Returns:
         One result per unit, in order.
+
+    Raises:
+        RuntimeError: if a worker was killed, or the code has changed since it was planned with.
+        Exception: the first that a unit raised; what ran beside it is finished and kept.
     """
-    done = {_key(entry["unit"]): entry["result"] for entry in _entries(cache)}
+    name = function.__name__
+    done = {_key(entry["function"], entry["unit"]): entry["result"] for entry in _entries(cache)}
     torn = cache.exists() and not f"\n{cache.read_text()}".endswith("\n")
-    missing = [unit for unit in units if _key(unit) not in done]
-    with (
-        cache.open("a") as file,
-        mp.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool,
-    ):
-        if torn:
-            file.write("\n")
-        work = pool.imap_unordered(_call, [(function, unit) for unit in missing])
-        for unit, result, seconds in tqdm(work, desc=label, total=len(missing)):
-            line = {"unit": unit, "result": result, "seconds": seconds}
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            done[_key(unit)] = result
-    return [done[_key(unit)] for unit in units]
+    missing = [unit for unit in units if _key(name, unit) not in done]
+    if missing:
+        with cache.open("a") as file:
+            if torn:
+                file.write("\n")
+            work = _in_parallel(function, missing, workers)
+            for unit, result, seconds in tqdm(work, desc=label, total=len(missing)):
+                line = {"function": name, "unit": unit, "result": result, "seconds": seconds}
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                done[_key(name, unit)] = result
+    return [done[_key(name, unit)] for unit in units]
 
 
-def _key(unit: dict) -> str:
-    return json.dumps(unit, sort_keys=True)
+def _key(function: str, unit: dict) -> str:
+    return json.dumps([function, unit], sort_keys=True)
 
 
-def _call(task: tuple[Callable[..., dict], dict]) -> tuple[dict, dict, float]:
-    function, unit = task
+def _in_parallel(
+    function: Callable[..., dict], units: Iterable[dict], workers: int
+) -> Iterator[tuple[dict, dict, float]]:
+    """Yield every unit with its result and processor time; after a failure, what was begun."""
+    planned = digest(None, file=inspect.getfile(function))
+    waiting, running, failure = iter(units), {}, None
+    spawn = dict(mp_context=mp.get_context("spawn"))
+    try:
+        with ProcessPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(1,), **spawn
+        ) as pool:
+            while True:
+                # No more than can run at once: what is queued in the pool cannot be cancelled.
+                for unit in islice(waiting, 0 if failure else workers - len(running)):
+                    running[pool.submit(_call, function, unit, planned)] = unit
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    unit = running.pop(future)
+                    if error := future.exception():
+                        error.add_note(f"In {function.__name__}(**{unit}).")
+                        failure = failure or error
+                    else:
+                        yield unit, *future.result()
+        if failure:
+            raise failure
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker was killed, perhaps for want of memory. Use fewer --workers; what is "
+            "finished is kept."
+        ) from error
+
+
+def _call(function: Callable[..., dict], unit: dict, planned: str) -> tuple[dict, float]:
+    if digest(None, file=inspect.getfile(function)) != planned:
+        raise RuntimeError(
+            "The library's code changed while this ran. Start it again: what was finished before "
+            "the change is kept, and serves the code as it was."
+        )
     began = time.process_time()
     result = function(**unit)
-    return unit, result, round(time.process_time() - began, 2)
+    return result, round(time.process_time() - began, 2)
 
 
 def compute_seconds(cache: Path) -> int:

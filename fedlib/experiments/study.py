@@ -12,6 +12,7 @@ A setting is a dict of plain values:
 
 __all__ = ["Study", "around", "choose", "config_of", "mean_head", "trained"]
 
+import functools
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -98,12 +99,8 @@ class Study(NamedTuple):
         A run that was stopped leaves a table of what was finished, and goes on from there.
         """
         began, commit = time.monotonic(), commit_of()
-        cache = cache_of(output, self.name, self.design(), module="study")
-
-        def run(function: Callable[..., dict], units: list[dict], *, label: str) -> list[dict]:
-            tagged = [dict(function=function.__name__, **unit) for unit in units]
-            return run_units(_by_name, tagged, cache=cache, workers=workers, label=label)
-
+        cache = cache_of(output, self.name, self.design(), file=__file__)
+        run = functools.partial(run_units, cache=cache, workers=workers)
         tuning, chosen, finals, used, more = [], [], [], [], {}
         for some in (slice(self.core), slice(self.core, None)):
             searched = self._search(self.settings[some], self.starts[some], run)
@@ -190,11 +187,6 @@ class Study(NamedTuple):
         ]
 
 
-def _by_name(function: str, **unit: object) -> dict:
-    """Call a function of this module by name, as units are plain values."""
-    return globals()[function](**unit)
-
-
 def around(client_lr: float) -> list[float]:
     """Return the step size that is nearest to a first guess, with its two neighbours."""
     nearest = int(np.argmin(np.abs(np.array(STEP_SIZES) - client_lr)))
@@ -228,7 +220,7 @@ def trained(
     if client_lr is None:
         return params_of(cifar.model_for(Federation("shared", 80), seed, width=width)), {}
     config = config_of(setting, client_lr)
-    key = digest([setting, repr(config), seed], module="study")
+    key = digest([setting, repr(config), seed], file=__file__)
     file = RUNS / f"{key[:16]}.safetensors"
     if file.exists() and not options:
         return load_file(file), {}
