@@ -87,6 +87,8 @@ def features(
     try:
         with torch.no_grad():
             rows = [functional_call(body, own, (x,)).flatten(1) for x in inputs.split(chunk)]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

@@ -123,6 +123,17 @@ def test_features_refuse(as_readers_run_it, change, error, message):
         fl.features(**arguments)
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_want_of_memory_is_not_the_images_fault(error):
+    class Greedy(nn.Module):
+        def forward(self, x):
+            raise error("too much")
+
+    model = fl.BodyHead(Greedy(), nn.Linear(3, 2))
+    with pytest.raises(error, match="too much"):
+        fl.features(model, fl.params_of(model), torch.ones(2, 3))
+
+
 # linear CKA
 
 

@@ -81,6 +81,21 @@ def test_an_unknown_setting_is_refused(record):
     assert table.seeds(record, unknown) == []
     with pytest.raises(KeyError, match="Invalid setting=.*Use one of"):
         table.accuracies(record, unknown)
+    with pytest.raises(KeyError, match="Invalid setting=.*Use one of"):
+        table.tuned(record, unknown)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (dict(part="scratch"), "Invalid part=scratch: .*Use one of .'all', 'head'"),
+        (dict(kind="unseen"), "Invalid kind=unseen: .*Use one of .'cifar10', 'known'"),
+        (dict(kind="known", budget=100), "Invalid budget=100: .*Use one of .'20', '5'"),
+    ],
+)
+def test_what_a_row_lacks_is_named(record, asked, message):
+    with pytest.raises(KeyError, match=message):
+        table.accuracies(record, SETTINGS[1], **asked)
 
 
 def test_step_sizes_are_sorted_with_the_best_head(record):

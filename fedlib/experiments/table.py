@@ -92,8 +92,7 @@ def accuracies(
 
     Reference: Chapter 12.
     """
-    rows = _rows(record, setting)
-    found = [None if "diverged" in row else row[part][kind][str(budget)] for row in rows]
+    found = [_cell(row, part, kind, budget) for row in _rows(record, "final", setting)]
     clients = max((len(each) for each in found if each), default=1)
     return np.array([each or [np.nan] * clients for each in found], dtype=np.float64)
 
@@ -122,8 +121,11 @@ def tuned(record: Mapping, setting: Mapping) -> dict[float, float]:
     """Return the accuracy on validation clients for every client step size that was tried.
 
     With the best fine-tuning step size for each; NaN where all diverged.
+
+    Raises:
+        KeyError: if the record lacks the setting.
     """
-    (tried,) = [e["tried"] for e in record["tuning"] if e["setting"] == setting]
+    tried = _rows(record, "tuning", setting)[0]["tried"]
     best = {
         float(lr): max((a for a in by_head_lr.values() if a is not None), default=np.nan)
         for lr, by_head_lr in tried.items()
@@ -136,12 +138,12 @@ def curve(
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "seeds points"]]:
     """Return the rounds at which a run was scored, and unseen classes' accuracy at each.
 
-    For the seeds that were scored along the way and did not diverge.
+    For the seeds that were scored along the way and did not diverge; NaN where fine-tuning did.
 
     Raises:
         KeyError: if none was, as for settings with matched rounds.
     """
-    series = [row["curve"] for row in _rows(record, setting) if "diverged" not in row]
+    series = [row["curve"] for row in _rows(record, "final", setting) if "diverged" not in row]
     series = [each for each in series if "accuracy" in each]
     if not series:
         raise KeyError(f"Invalid setting={setting}: not scored along the way. Use another.")
@@ -149,9 +151,25 @@ def curve(
     return rounds, np.array([each["accuracy"] for each in series], dtype=np.float64)
 
 
-def _rows(record: Mapping, setting: Mapping) -> list[dict]:
-    rows = [row for row in record["final"] if row["setting"] == setting]
+def _rows(record: Mapping, table: str, setting: Mapping) -> list[dict]:
+    rows = [row for row in record[table] if row["setting"] == setting]
     if not rows:
-        stored = [entry["setting"] for entry in record["chosen"]]
+        stored = [entry["setting"] for entry in record["chosen" if table == "final" else table]]
         raise KeyError(f"Invalid setting={setting}: not one of the record's. Use one of {stored}.")
-    return sorted(rows, key=lambda row: row["seed"])
+    return sorted(rows, key=lambda row: row.get("seed", 0))
+
+
+def _cell(row: Mapping, part: str, kind: str, budget: int) -> list[float] | None:
+    """Return every client's accuracy; None where training or fine-tuning diverged."""
+    if "diverged" in row:
+        return None
+    found = row
+    for name, key in {"part": part, "kind": kind, "budget": str(budget)}.items():
+        if key not in found:
+            stored = sorted(set(found) - {"setting", "seed", "curve", "seconds"})
+            raise KeyError(
+                f"Invalid {name}={key}: not stored for setting={row['setting']} and the other "
+                f"choices. Use one of {stored}."
+            )
+        found = found[key]
+    return found
