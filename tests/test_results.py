@@ -14,7 +14,8 @@ import torch
 import fedlib as fl
 from fedlib.experiments import inside, store, study
 
-RESULTS = sorted((Path(__file__).parent.parent / "book" / "results").glob("*.json"))
+FOLDER = Path(__file__).parent.parent / "book" / "results"
+RESULTS = sorted(path for path in FOLDER.glob("*.json") if ".partial" not in path.suffixes)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fedlib as fl
-from fedlib.experiments import cifar, inside, neighbours, one_step, study, transfer
+from fedlib.experiments import (
+    cifar,
+    fine_tuning,
+    inside,
+    neighbours,
+    one_step,
+    store,
+    study,
+    table,
+    transfer,
+)
 from fedlib.experiments.cifar import Federation
 
 STUDIES = [one_step.STUDY, transfer.STUDY, neighbours.STUDY]
@@ -65,6 +78,11 @@ def test_an_unknown_regime_is_refused():
         cifar.training_clients(Federation("privat", 5), 0)
 
 
+def test_an_unknown_kind_of_new_clients_is_refused():
+    with pytest.raises(ValueError, match="Invalid kind='unsee'.*Use kind='known' or"):
+        cifar.new_clients("unsee", 0)
+
+
 def orders(clients, true):
     """Each client's label of each class, (clients, 100), -1 for classes it does not hold."""
     table = np.full((clients.num_clients, 100), -1)
@@ -94,21 +112,24 @@ def test_balanced_orders_leave_no_mean_label(rows_for_images):
         assert (numbers == numbers[0]).all()
 
 
-@pytest.mark.parametrize("federation", [("shared", 20), ("private", 5), ("groups", 5, 100, 0.5)])
+@pytest.mark.parametrize(
+    "federation", [("shared", 20), ("private", 5), ("groups", 5, 100, 0.5), ("private", 80)]
+)
 def test_training_clients_are_tested_on_other_images_under_their_own_labels(
     rows_for_images, federation
 ):
     federation, true = Federation(*federation), rows_for_images["train"]
-    task = cifar.training_task(federation, 0, num_clients=4)
+    train, test = cifar.training_task(federation, 0, num_clients=4)
     everyone = cifar.training_clients(federation, 0)
     trained = rows_of(everyone)
-    assert (rows_of(task.train) == trained[: 4 * 240]).all()
-    assert not set(rows_of(task.test)) & set(trained)
-    assert (task.test.sizes == 500).all()
+    assert (rows_of(train) == trained[: 4 * 240]).all()
+    assert not set(rows_of(test)) & set(trained)
     for i in range(4):
+        _, numbers = np.unique(test[i][1], return_counts=True)
+        assert numbers.tolist() == [500 // federation.classes] * federation.classes
         pairs = [
             set(zip(true[rows_of(half.select([i]))], half[i][1].tolist(), strict=True))
-            for half in task
+            for half in (train, test)
         ]
         assert pairs[0] == pairs[1]
 
@@ -182,6 +203,184 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
     assert searched[2]["tried"] == {}
 
 
+@pytest.mark.parametrize("largest", [0.01, 0.0])
+def test_the_search_steps_down_while_all_diverge(largest):
+    def run(function, units, *, label):
+        return [{"0.1": None if u["client_lr"] > largest else u["client_lr"]} for u in units]
+
+    setting = one_step.GRID[0]
+    (entry,) = study.Study._search([setting], [study.around(0.2)], run)
+    tried = {float(lr): scores["0.1"] for lr, scores in entry["tried"].items()}
+    assert list(tried) == [lr for lr in study.STEP_SIZES if min(tried) <= lr <= 0.4]
+    if largest:  # it ends one step below the best, which is the largest that does not diverge
+        assert sum(score is not None for score in tried.values()) == 2
+    else:
+        assert min(tried) == study.STEP_SIZES[0]
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_around_a_guess_are_three_step_sizes_the_nearest_among_them(guess):
+    near = study.around(guess)
+    at = study.STEP_SIZES.index(near[0])
+    assert near == study.STEP_SIZES[at : at + 3]
+    assert len(near) == 3
+    assert min(study.STEP_SIZES, key=lambda lr: abs(lr - guess)) in near
+
+
+class Stopped(Exception):
+    """What ends a session."""
+
+
+def in_this_process(monkeypatch, after=None):
+    """Run units here instead of in workers, and stop after so many."""
+    left = itertools.repeat(True) if after is None else iter([True] * after)
+
+    def run(function, units, workers):
+        for unit in units:
+            if not next(left, False):
+                raise Stopped
+            yield unit, function(**unit), 0.5
+
+    monkeypatch.setattr(store, "_in_parallel", run)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A study of three settings, two of them variants, whose scores are made up."""
+
+    def tune(setting, client_lr):
+        return {"0.1": None if client_lr > 0.5 else client_lr * setting["local_steps"]}
+
+    def tune_fine_tuning(setting, client_lr, parts):
+        return {part: {"20": {"0.1": 0.3, "0.2": 0.4}} for part in parts}
+
+    def final(setting, client_lr, lrs, seed, curve):
+        return {"head": [client_lr + seed, setting["local_steps"]], "curve": curve}
+
+    for fake in (tune, tune_fine_tuning, final):
+        monkeypatch.setattr(study, fake.__name__, fake)
+    monkeypatch.setattr(study, "commit_of", lambda: "0")
+    private, shared = ["private", 5, 100, 0.0], ["shared", 5, 100, 0.0]
+    pairs = [(private, 1), (private, 2), (shared, 5)]
+    settings = [dict(federation=f, local_steps=tau, matching="steps") for f, tau in pairs]
+    return study.Study(
+        name="tiny",
+        settings=settings,
+        starts=[study.around(0.1)] * 3,
+        core=2,
+        seeds=(0, 1),
+        curves=True,
+        variant_of=lambda setting: str(setting["federation"]),
+        more=lambda chosen, seeds, run: {"seeds": seeds},
+    )
+
+
+def table_in(folder, name="tiny.json"):
+    record = json.loads((folder / name).read_text())
+    assert record.pop("provenance")["compute_seconds"] > 0
+    return record
+
+
+def test_a_study_that_was_stopped_ends_in_the_same_table(tiny, tmp_path, monkeypatch):
+    in_this_process(monkeypatch)
+    whole, stopped = tmp_path / "whole", 0
+    whole.mkdir()
+    tiny.run(whole, 1)
+    (cache,) = whole.glob("*.jsonl")
+    lines = cache.read_text().splitlines()
+    assert len(set(lines)) == len(lines)
+    for after in range(len(lines) + 1):
+        folder = tmp_path / str(after)
+        folder.mkdir()
+        in_this_process(monkeypatch, after)
+        try:
+            tiny.run(folder, 1)
+        except Stopped:
+            stopped += 1
+        in_this_process(monkeypatch, len(lines) - after)  # not one more than was left
+        tiny.run(folder, 1)
+        assert table_in(folder) == table_in(whole)
+        assert not (folder / "tiny.partial.json").exists()
+    assert stopped == len(lines)
+
+
+def test_a_whole_table_is_not_replaced_by_a_part_of_one(tiny, tmp_path, monkeypatch):
+    in_this_process(monkeypatch)
+    tiny.run(tmp_path, 1)
+    whole, lines = table_in(tmp_path), len(next(tmp_path.glob("*.jsonl")).read_text().splitlines())
+    assert len(whole["final"]) == 4
+    smaller = tiny._replace(settings=tiny.settings[:2], starts=tiny.starts[:2])
+    for its, rows in ((tiny, 4), (smaller, 2)):
+        next(tmp_path.glob("*.jsonl")).unlink()
+        in_this_process(monkeypatch, lines - 8)
+        with pytest.raises(Stopped):
+            its._replace(core=1, variant_of=str).run(tmp_path, 1)
+        assert table_in(tmp_path) == whole
+        assert 0 < len(table_in(tmp_path, "tiny.partial.json")["final"]) < 4
+        in_this_process(monkeypatch)
+        its.run(tmp_path, 1)
+        assert len(table_in(tmp_path)["final"]) == rows
+        assert not (tmp_path / "tiny.partial.json").exists()
+
+
+@pytest.fixture
+def training(monkeypatch, tmp_path):
+    """Where trained parameters are kept, and how often training ran, which is made up."""
+    calls = []
+
+    def train(setting, config, seed, *, width, **options):
+        calls.append(options)
+        history = fl.History(round_num=np.array([1]), loss=np.ones(1), metrics={"a": np.ones(1)})
+        return {"w": torch.full((2,), config.client_lr)}, history
+
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    monkeypatch.setattr(study, "_train", train)
+    return calls
+
+
+def test_nothing_is_trained_twice_but_to_be_watched(training):
+    setting = one_step.GRID[0]
+    first, second = (study.trained(setting, 0.1, 0)[0] for _ in range(2))
+    assert torch.equal(first["w"], second["w"])
+    assert len(training) == 1
+    study.trained(setting, 0.2, 0)
+    study.trained(setting, 0.1, 1)
+    assert len(training) == 3
+    _, series = study.trained(setting, 0.1, 0, eval_every=5)
+    assert training[3:] == [dict(eval_every=5)]
+    assert series == {"round_num": [1], "a": [1.0]}
+
+
+def test_a_mean_head_of_a_run_that_diverged_is_told(rows_for_images, monkeypatch):
+    def diverge(*_, **__):
+        raise FloatingPointError("in round 7")
+
+    monkeypatch.setattr(study, "trained", diverge)
+    found = study.mean_head(one_step.CENTRALISED, 0.1, ["private", 5], 0)
+    assert found == {"diverged": "in round 7"}
+
+
+def test_a_point_where_fine_tuning_diverged_is_no_accuracy(monkeypatch):
+    """Neither in the file, which is JSON, nor when it is read."""
+    scores = iter([[0.5], None, [0.25]])
+
+    def adapt_heads(params, task, lrs, seed, *, width):
+        return {budget: {lr: next(scores, [0.1]) for lr in tried} for budget, tried in lrs.items()}
+
+    def trained(setting, client_lr, seed, *, metrics, eval_every):
+        return {}, {"round_num": [1, 2, 3], "accuracy": [metrics({})["accuracy"] for _ in range(3)]}
+
+    for name, fake in dict(adapt_heads=adapt_heads, trained=trained).items():
+        monkeypatch.setattr(study, name, fake)
+    monkeypatch.setattr(study, "new_clients", lambda *_: None)
+    setting, lrs = one_step.GRID[0], {"head": {"20": 0.1}}
+    row = json.loads(json.dumps(study.final(setting, 0.1, lrs, 0, True), allow_nan=False))
+    assert row["curve"]["accuracy"] == [0.5, None, 0.25]
+    row |= dict(setting=setting, seed=0)
+    _, accuracy = table.curve({"final": [row]}, setting)
+    np.testing.assert_array_equal(accuracy, [[0.5, np.nan, 0.25]])
+
+
 def test_of_an_algorithms_variants_only_the_best_goes_on():
     scores = {0.01: 0.1, 0.1: 0.3, 1.0: 0.5, 10.0: 0.4}
     tuning = [
@@ -227,7 +426,7 @@ def test_every_algorithm_trains_in_its_own_way(monkeypatch, tmp_path):
         for setting, other in zip(settings[:i], bodies, strict=False):
             assert not np.allclose(one, other, rtol=0, atol=1e-6), (setting, settings[i])
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".safetensors"] * len(settings)
-    with pytest.raises(KeyError, match="fedpox"):
+    with pytest.raises(ValueError, match="Invalid algorithm='fedpox'"):
         study.trained(shared | dict(algorithm=["fedpox", 1.0]), 0.1, 0, strategy="threads")
 
 
@@ -235,6 +434,23 @@ def test_choose_takes_the_best_and_skips_what_diverged():
     assert study.choose({"0.1": 0.3, "0.2": 0.5, "0.4": None}) == ("0.2", True)
     assert study.choose({"0.1": 0.3, "0.2": 0.5}) == ("0.2", False)
     assert study.choose({}) == (None, True)
+    with pytest.raises(ValueError, match=r"Invalid tried=\['0.1', '0.2'\].*diverged.*Add smaller"):
+        study.choose({"0.2": None, "0.1": None})
+
+
+def test_a_variant_that_diverges_throughout_is_passed_over():
+    settings = [s for s in neighbours.SETTINGS if s.get("algorithm", [""])[0] == "fedrep"][:2]
+    tuning = [
+        {"setting": setting, "tried": {"0.05": {"0.1": score}}}
+        for setting, score in zip(settings, (None, 0.1), strict=True)
+    ]
+    tried = {"head": {"20": {"0.1": 0.2}}}
+    chosen = neighbours.STUDY._choose(
+        tuning, lambda function, units, *, label: [tried] * len(units)
+    )
+    assert [entry["setting"] for entry in chosen] == settings[1:]
+    with pytest.raises(ValueError, match="diverged"):
+        neighbours.STUDY._choose(tuning[:1], None)
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -267,6 +483,27 @@ def test_no_chosen_step_size_lies_at_the_edge_of_what_was_tried(name):
         if entry["tried"]:
             best = {lr: study._best(scores) for lr, scores in entry["tried"].items()}
             assert study.choose(best)[1], entry["setting"]
+
+
+def test_without_its_step_sizes_no_experiment_starts(tmp_path):
+    for main in (fine_tuning.main, inside.main):
+        for chosen in (None, [], [{"setting": one_step.UNTRAINED, "client_lr": None}]):
+            if chosen is not None:
+                (tmp_path / "one_step.json").write_text(json.dumps({"chosen": chosen}))
+            with pytest.raises(FileNotFoundError, match=r"Run python -m .* one_step first"):
+                main(tmp_path, 1)
+        (tmp_path / "one_step.json").unlink()
+
+
+def test_what_builds_on_a_study_takes_the_step_sizes_that_it_chose():
+    looked, tuned = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("inside", "fine_tuning")
+    )
+    taken = [run for runs in looked["design"]["runs"].values() for run in runs.values()]
+    rows = [*looked["rounds"], *looked.get("own_heads", ()), *tuned["chosen"]]
+    taken += [(row["setting"], row["client_lr"]) for row in rows]
+    settings, lrs = zip(*taken, strict=True)
+    assert one_step.chosen_lrs(RESULTS, settings) == list(lrs)
 
 
 def needs_cifar():

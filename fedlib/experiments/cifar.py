@@ -87,7 +87,7 @@ class Task(NamedTuple):
 
     Attributes:
         train: ``TUNE_ROWS`` images of each of ``WAYS`` classes per client, in an order such that
-            the first b of each class come first for every budget b.
+            the first b of each class come first for every budget b; or their features.
         test: ``TEST_PER_CLASS`` images of each class.
     """
 
@@ -137,23 +137,27 @@ def training_clients(federation: Federation, seed: int) -> ClientData:
     return ClientData.from_parts(images[pool], labels, parts)
 
 
-def training_task(federation: Federation, seed: int, *, num_clients: int = 10) -> Task:
-    """Return the first training clients, with further images of their classes to be tested on.
+def training_task(
+    federation: Federation, seed: int, *, num_clients: int = 10
+) -> tuple[ClientData, ClientData]:
+    """Return the first training clients, and further images of their classes to be tested on.
 
-    The test images are in no training client's hands; their labels are the client's own.
+    The test images are in no training client's hands; their labels are the client's own. Each has
+    as many of each of its classes, 500 in all or a few less.
     """
     pool, labels, parts = _deal(federation, seed)
     images, true = load_images("cifar100", "train")
     _, rows = class_rows(seed)
     tested, targets = [], []
-    for part in parts[:num_clients]:
+    parts = parts[:num_clients]
+    for part in parts:
         named = dict(zip(true[pool[part]], labels[part], strict=True))
         each = WAYS * TEST_PER_CLASS // len(named)
         tested.append(rows[list(named), TRAIN_ROWS : TRAIN_ROWS + each].ravel())
         targets.append(np.repeat(list(named.values()), each))
     cuts = np.split(np.arange(sum(map(len, tested))), np.cumsum([len(t) for t in tested])[:-1])
     test = ClientData.from_parts(images[np.concatenate(tested)], np.concatenate(targets), cuts)
-    return Task(training_clients(federation, seed).select(range(num_clients)), test)
+    return ClientData.from_parts(images[pool], labels, parts), test
 
 
 def _deal(federation: Federation, seed: int) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]:
@@ -192,7 +196,11 @@ def new_clients(kind: str, seed: int, *, num_clients: int = 10) -> Task:
     No image is in any training client's hands, nor in a new client's both halves. But clients that
     hold the same class are tested on the same images of it, and may learn from the same: what
     varies independently is the seed.
+
+    Raises:
+        ValueError: if the kind is unknown.
     """
+    check_in("kind", kind, [*KINDS, "validation"])
     rng = np.random.default_rng([seed, 2, [*KINDS, "validation"].index(kind)])
     classes, rows = class_rows(seed)
     images, _ = load_images("cifar100", "train")

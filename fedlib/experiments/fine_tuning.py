@@ -8,13 +8,12 @@ their step sizes come from ``one_step.json``.
 
 __all__ = ["SETTINGS", "main"]
 
-import json
 import time
 from pathlib import Path
 
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
-from fedlib.experiments.one_step import STUDY
+from fedlib.experiments.one_step import STUDY, chosen_lrs
 from fedlib.experiments.store import (
     cache_of,
     commit_of,
@@ -23,7 +22,16 @@ from fedlib.experiments.store import (
     run_units,
     save_result,
 )
-from fedlib.experiments.study import ALL_LRS, BUDGET, SCRATCH, TUNING_SEED, trained
+from fedlib.experiments.study import (
+    ALL_LRS,
+    BUDGET,
+    SCRATCH,
+    TUNING_SEED,
+    choose,
+    only,
+    rounded_mean,
+    trained,
+)
 from fedlib.represent import linear_probe
 
 SETTINGS = [
@@ -47,14 +55,14 @@ def tune(setting: dict, client_lr: float | None) -> dict:
     params, _ = trained(setting, client_lr, TUNING_SEED)
     task = new_clients("validation", TUNING_SEED)
     features = Task(*(featured(params, half) for half in task))
-    tried = {
-        str(budget): {str(C): _mean(probe(features.with_budget(budget), C)) for C in STRENGTHS}
-        for budget in cifar.BUDGETS
-    }
+    tried = {}
+    for budget in cifar.BUDGETS:
+        smaller = features.with_budget(budget)
+        tried[str(budget)] = {str(C): rounded_mean(probe(smaller, C)) for C in STRENGTHS}
     few = adapt_all(params, task.of_first(5), {BUDGET: ALL_LRS}, TUNING_SEED, **SCRATCH)[BUDGET]
     return {
         "probe": tried,
-        "all": {str(BUDGET): {str(lr): a and _mean(a) for lr, a in few.items()}},
+        "all": {str(BUDGET): {str(lr): rounded_mean(a) for lr, a in few.items()}},
     }
 
 
@@ -70,34 +78,24 @@ def final(setting: dict, client_lr: float | None, chosen: dict, seed: int) -> di
             for budget, C in chosen["probe"].items()
         }
         lr = chosen["all"][str(BUDGET)]
-        scores = adapt_all(params, task.of_first(5), {BUDGET: [lr]}, seed, **SCRATCH)[BUDGET][lr]
-        result["all"][kind] = {str(BUDGET): scores and [round(a, 3) for a in scores]}
+        scores = adapt_all(params, task.of_first(5), {BUDGET: [lr]}, seed, **SCRATCH)
+        result["all"][kind] = {str(BUDGET): only(scores[BUDGET])}
     return result
-
-
-def _mean(accuracies: list[float]) -> float:
-    return round(sum(accuracies) / len(accuracies), 4)
 
 
 def main(output: Path, workers: int) -> None:
     """Tune, score, and store everything in ``output/fine_tuning.json``."""
     began, commit = time.monotonic(), commit_of()
-    stored = json.loads((output / "one_step.json").read_text())["chosen"]
     units = [
-        {name: entry[name] for name in ("setting", "client_lr")}
-        for setting in SETTINGS
-        for entry in stored
-        if entry["setting"] == setting
+        dict(setting=setting, client_lr=lr)
+        for setting, lr in zip(SETTINGS, chosen_lrs(output, SETTINGS), strict=True)
     ]
     design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": cifar.ALL | SCRATCH}
     how = dict(cache=cache_of(output, "fine_tuning", design, file=__file__), workers=workers)
     chosen = []
     for unit, tried in zip(units, run_units(tune, units, label="tuning", **how), strict=True):
         best = {
-            part: {
-                budget: float(max(scores, key=lambda value: scores[value] or 0))
-                for budget, scores in by_budget.items()
-            }
+            part: {budget: float(choose(scores)[0]) for budget, scores in by_budget.items()}
             for part, by_budget in tried.items()
         }
         chosen.append(unit | {"tried": tried, "lrs": best})

@@ -7,7 +7,6 @@ at training clients in the course of a round. Step sizes are the ones chosen in
 
 __all__ = ["FEDERATIONS", "LAYERS", "METHODS", "main"]
 
-import json
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from fedlib.evaluate import evaluate
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation
-from fedlib.experiments.one_step import CENTRALISED, UNTRAINED
+from fedlib.experiments.one_step import CENTRALISED, UNTRAINED, chosen_lrs
 from fedlib.experiments.store import (
     cache_of,
     commit_of,
@@ -123,23 +122,21 @@ def own_heads(setting: dict, client_lr: float, seed: int) -> dict:
     """Start ten clients from the trained server; score each on its own classes, step by step."""
     federation = Federation(*setting["federation"])
     params, _ = trained(setting, client_lr, seed)
-    model, task = cifar.model_for(federation, seed), cifar.training_task(federation, seed)
+    model, (train, test) = cifar.model_for(federation, seed), cifar.training_task(federation, seed)
     how = dict(lr=client_lr, batch_size=BATCH_SIZE, seed=seed)
     found = []
     for steps in LOCAL_STEPS:
-        local = fine_tune(model, params, task.train, steps=steps, **how) if steps else params
-        found.append(round(float(evaluate(model, local, task.test).mean()), 4))
+        local = fine_tune(model, params, train, steps=steps, **how) if steps else params
+        found.append(round(float(evaluate(model, local, test).mean()), 4))
     return {"accuracy": found}
 
 
 def main(output: Path, workers: int) -> None:
     """Measure all runs and store everything in ``output/inside.json``."""
     began, commit = time.monotonic(), commit_of()
-    chosen = json.loads((output / "one_step.json").read_text())["chosen"]
-    lrs = {json.dumps(e["setting"], sort_keys=True): e["client_lr"] for e in chosen}
 
     def run_of(setting: dict) -> tuple[dict, float | None]:
-        return setting, lrs[json.dumps(setting, sort_keys=True)]
+        return setting, *chosen_lrs(output, [setting])
 
     runs = {
         tuple(federation): {

@@ -5,9 +5,10 @@ with as many gradient steps; one local step is D-SGD. Each has its own step size
 validation clients. New clients then fine-tune the head alone, or all layers.
 """
 
-__all__ = ["CENTRALISED", "FEDERATIONS", "STUDY", "UNTRAINED", "main"]
+__all__ = ["CENTRALISED", "FEDERATIONS", "STUDY", "UNTRAINED", "chosen_lrs", "main"]
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fedlib.experiments.cifar import Federation
@@ -63,6 +64,27 @@ STUDY = Study(
     curves=True,
     more=_mean_heads,
 )
+
+
+def chosen_lrs(output: Path, settings: Iterable[dict]) -> list[float | None]:
+    """Return the client step sizes that this experiment chose for some of its settings.
+
+    Args:
+        output: the folder of its stored table.
+        settings: as in ``STUDY``.
+
+    Raises:
+        FileNotFoundError: if it was not run, or not for all of them.
+    """
+    file = output / "one_step.json"
+    stored = json.loads(file.read_text())["chosen"] if file.exists() else []
+    chosen = [[e["client_lr"] for e in stored if e["setting"] == each] for each in settings]
+    if not all(chosen):
+        raise FileNotFoundError(
+            f"Invalid output={output}: its one_step.json is missing or lacks settings. "
+            "Run python -m fedlib.experiments one_step first."
+        )
+    return [client_lr for (client_lr,) in chosen]
 
 
 def main(output: Path, workers: int) -> None:

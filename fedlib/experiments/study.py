@@ -2,7 +2,8 @@
 
 A setting is a dict of plain values:
 
-- ``federation``: the fields of a ``Federation``;
+- ``federation``: the fields of a ``Federation``; or one of two regimes that are no federation:
+  "pooled", all images of the 20-class clients held by one; "untrained", a body as it was drawn;
 - ``local_steps``; ``matching``: "steps", as many gradient steps in a run as FedAvg's, or "rounds";
 - where they differ: ``cohort_size``, ``server_lr``, ``width``;
 - ``algorithm``, a name and its constants, if it is not FedAvg: ``["fedprox", mu]``,
@@ -10,9 +11,19 @@ A setting is a dict of plain values:
   trains on the first client alone.
 """
 
-__all__ = ["Study", "around", "choose", "config_of", "mean_head", "trained"]
+__all__ = [
+    "Study",
+    "around",
+    "choose",
+    "config_of",
+    "mean_head",
+    "only",
+    "rounded_mean",
+    "trained",
+]
 
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from fedlib._checks import check_in
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Federation, adapt_all, adapt_heads, new_clients
 from fedlib.experiments.store import (
@@ -48,6 +60,9 @@ ALL_LRS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
 SCRATCH = dict(steps=400)
 BUDGET = 20
 """Images per class with which step sizes are chosen."""
+
+STEPS = {"fedprox": proximal, "per_fedavg": per_fedavg}
+"""Algorithms that are FedAvg with a step of their own."""
 
 RUNS = Path("_build/runs")
 """Trained parameters are kept here, so that no study trains what another has."""
@@ -96,8 +111,10 @@ class Study(NamedTuple):
     def run(self, output: Path, workers: int) -> None:
         """Tune, choose, run the final seeds one after the other, storing after each.
 
-        A run that was stopped leaves a table of what was finished, and goes on from there.
+        A run that was stopped leaves a table of what was finished, and goes on from there. As long
+        as the stored table has more rows, what is finished is beside it, in ``NAME.partial.json``.
         """
+        file, partial = (output / f"{self.name}{end}" for end in (".json", ".partial.json"))
         began, commit = time.monotonic(), commit_of()
         cache = cache_of(output, self.name, self.design(), file=__file__)
         run = functools.partial(run_units, cache=cache, workers=workers)
@@ -119,19 +136,27 @@ class Study(NamedTuple):
                 how["compute_seconds"] = compute_seconds(cache)
                 record = {"design": self.design(), "tuning": tuning, "chosen": chosen}
                 record |= {"final": finals, "provenance": how}
-                save_result(output / f"{self.name}.json", record | more)
+                if _num_rows(file) > len(finals):
+                    save_result(partial, record | more)
+                else:
+                    save_result(file, record | more)
+                    partial.unlink(missing_ok=True)
+        if partial.exists():  # the whole has fewer rows than the table before
+            os.replace(partial, file)
 
     def _choose(self, tuning: list[dict], run: Callable[..., list[dict]]) -> list[dict]:
         """Choose client step sizes and among variants, then fine-tuning step sizes."""
-        bests = {}
+        variants = {}
         for entry in tuning:
             scores = {lr: _best(by_head_lr) for lr, by_head_lr in entry["tried"].items()}
-            best, _ = choose(scores)
-            variant = {"setting": entry["setting"], "client_lr": best and float(best)}
-            bests.setdefault(self.variant_of(entry["setting"]), []).append(
-                (scores.get(best) or 0.0, variant)
+            variants.setdefault(self.variant_of(entry["setting"]), []).append(
+                (entry["setting"], scores)
             )
-        chosen = [max(variants, key=lambda pair: pair[0])[1] for variants in bests.values()]
+        chosen = []
+        for alike in variants.values():
+            setting, scores = max(alike, key=lambda pair: _best(pair[1]) or 0.0)
+            best, _ = choose(scores)
+            chosen.append({"setting": setting, "client_lr": best and float(best)})
         units = [entry | {"parts": list(self.parts)} for entry in chosen]
         fine_tuning = run(tune_fine_tuning, units, label="fine-tuning")
         for entry, tried in zip(chosen, fine_tuning, strict=True):
@@ -160,9 +185,12 @@ class Study(NamedTuple):
         starts: Sequence[Sequence[float] | None],
         run: Callable[..., list[dict]],
     ) -> list[dict]:
-        """Try client step sizes until every setting's best has a neighbour on either side."""
+        """Try client step sizes until every setting's best has a neighbour on either side.
+
+        While all diverge, smaller ones are tried. ``STEP_SIZES`` is the limit.
+        """
         tried = [{} for _ in settings]
-        wanted = {i: start or [None] for i, start in enumerate(starts)}
+        wanted = {i: [None] if start is None else list(start) for i, start in enumerate(starts)}
         while wanted:
             units = [
                 dict(setting=settings[i], client_lr=lr) for i, lrs in wanted.items() for lr in lrs
@@ -175,7 +203,8 @@ class Study(NamedTuple):
             for i, by_lr in enumerate(tried):
                 if None in by_lr:
                     continue
-                best, inside = choose({str(lr): _best(scores) for lr, scores in by_lr.items()})
+                scores = {str(lr): _best(by_head_lr) for lr, by_head_lr in by_lr.items()}
+                best, inside = (min(by_lr), False) if _best(scores) is None else choose(scores)
                 at = STEP_SIZES.index(float(best)) + (-1 if float(best) == min(by_lr) else 1)
                 if not inside and 0 <= at < len(STEP_SIZES):
                     wanted[i] = [STEP_SIZES[at]]
@@ -188,9 +217,13 @@ class Study(NamedTuple):
 
 
 def around(client_lr: float) -> list[float]:
-    """Return the step size that is nearest to a first guess, with its two neighbours."""
+    """Return the step size that is nearest to a first guess, with its two neighbours.
+
+    At an end of ``STEP_SIZES``, the three there.
+    """
     nearest = int(np.argmin(np.abs(np.array(STEP_SIZES) - client_lr)))
-    return STEP_SIZES[nearest - 1 : nearest + 2]
+    first = min(max(nearest - 1, 0), len(STEP_SIZES) - 3)
+    return STEP_SIZES[first : first + 3]
 
 
 def config_of(setting: Mapping, client_lr: float) -> FedAvgConfig:
@@ -242,6 +275,7 @@ def _train(
     if pooled:
         federation = Federation("shared", 20)
     algorithm, *constants = setting.get("algorithm", ["fedavg"])
+    check_in("algorithm", algorithm, ["fedavg", "local", *STEPS, "fedrep", "scaffold"])
     clients = cifar.training_clients(federation, seed)
     if pooled:
         clients = clients.pool()
@@ -255,10 +289,7 @@ def _train(
         return params, history
     if algorithm == "scaffold":
         return run_scaffold(model, clients, config, **options)
-    if algorithm in ("fedavg", "local"):
-        step = sgd
-    else:
-        step = {"fedprox": proximal, "per_fedavg": per_fedavg}[algorithm](*constants)
+    step = STEPS[algorithm](*constants) if algorithm in STEPS else sgd
     return run_fedavg(model, clients, config, step=step, **options)
 
 
@@ -270,11 +301,12 @@ def tune(setting: dict, client_lr: float | None) -> dict:
         return {str(lr): None for lr in HEAD_LRS}
     task, how = new_clients("validation", TUNING_SEED), _width(setting)
     scores = adapt_heads(params, task, {BUDGET: HEAD_LRS}, TUNING_SEED, **how)[BUDGET]
-    return {str(lr): _mean(accuracies) for lr, accuracies in scores.items()}
+    return {str(lr): rounded_mean(accuracies) for lr, accuracies in scores.items()}
 
 
 def tune_fine_tuning(setting: dict, client_lr: float | None, parts: Sequence[str]) -> dict:
     """Try fine-tuning step sizes on a trained body; return ``{part: {budget: {lr: accuracy}}}``."""
+    # Cannot diverge: this very run gave the step size its score, or it would not have been chosen.
     params, _ = trained(setting, client_lr, TUNING_SEED)
     task, how = new_clients("validation", TUNING_SEED), _width(setting)
     budgets = dict.fromkeys(cifar.BUDGETS, HEAD_LRS)
@@ -284,7 +316,7 @@ def tune_fine_tuning(setting: dict, client_lr: float | None, parts: Sequence[str
         tried[part] = adapt_all(params, few, {BUDGET: ALL_LRS}, TUNING_SEED, **how, **more)
     return {
         part: {
-            str(budget): {str(lr): _mean(a) for lr, a in scores.items()}
+            str(budget): {str(lr): rounded_mean(a) for lr, a in scores.items()}
             for budget, scores in by_budget.items()
         }
         for part, by_budget in tried.items()
@@ -298,11 +330,12 @@ def final(setting: dict, client_lr: float | None, lrs: dict, seed: int, curve: b
     """
     unseen, how = new_clients("unseen", seed), _width(setting)
     heads = {int(budget): [lr] for budget, lr in lrs["head"].items()}
-    began, options = time.monotonic(), {}
+    options = {}
 
     def along(params: Params) -> dict[str, float]:
         scores = adapt_heads(params, unseen, {BUDGET: heads[BUDGET]}, seed, **how)
-        return {"accuracy": _mean(_only(scores[BUDGET])) or 0.0}
+        accuracy = rounded_mean(only(scores[BUDGET]))
+        return {"accuracy": np.nan if accuracy is None else accuracy}
 
     if curve and client_lr is not None and setting["matching"] == "steps":
         rounds = config_of(setting, client_lr).num_rounds
@@ -311,36 +344,52 @@ def final(setting: dict, client_lr: float | None, lrs: dict, seed: int, curve: b
         params, series = trained(setting, client_lr, seed, **options)
     except FloatingPointError as error:
         return {"diverged": str(error)}
-    seconds = round(time.monotonic() - began, 1)
-    series = {name: [round(v, 4) for v in values] for name, values in series.items()}
-    result = {"curve": series, "seconds": seconds} | {part: {} for part in lrs}
+    # JSON has no NaN: a point where fine-tuning diverged is stored as null.
+    series = {n: [None if np.isnan(v) else round(v, 4) for v in s] for n, s in series.items()}
+    result = {"curve": series} | {part: {} for part in lrs}
     for kind in cifar.KINDS:
         task = unseen if kind == "unseen" else new_clients(kind, seed)
         scores = adapt_heads(params, task, heads, seed, **how)
-        result["head"][kind] = {str(budget): _only(by_lr) for budget, by_lr in scores.items()}
+        result["head"][kind] = {str(budget): only(by_lr) for budget, by_lr in scores.items()}
         budgets = cifar.BUDGETS if kind == "unseen" else (BUDGET,)
         for part, more in _whole(lrs, client_lr).items():
             tried = {budget: [lrs[part][str(BUDGET)]] for budget in budgets}
             scores = adapt_all(params, task.of_first(5), tried, seed, **how, **more)
-            result[part][kind] = {str(budget): _only(by_lr) for budget, by_lr in scores.items()}
+            result[part][kind] = {str(budget): only(by_lr) for budget, by_lr in scores.items()}
     return result
 
 
 def mean_head(setting: dict, client_lr: float, federation: Sequence, seed: int) -> dict:
     """Return singular values of a federation's mean head and of a client's, on a trained body."""
-    params, _ = trained(setting, client_lr, seed)
     clients = cifar.training_clients(Federation(*federation), seed)
-    values = cifar.head_spectrum(params, clients, seed)
+    try:
+        params, _ = trained(setting, client_lr, seed)
+        values = cifar.head_spectrum(params, clients, seed)
+    except FloatingPointError as error:
+        return {"diverged": str(error)}
     return {name: [round(v, 4) for v in series[:20]] for name, series in values.items()}
 
 
 def choose(tried: Mapping[str, float | None]) -> tuple[str | None, bool]:
-    """Return the best entry's key, and whether smaller and larger step sizes were tried too."""
+    """Return the best entry's key, and whether smaller and larger step sizes were tried too.
+
+    Raises:
+        ValueError: if all that was tried diverged.
+    """
     if not tried:
         return None, True
     order = sorted(tried, key=float)
+    if _best(tried) is None:
+        raise ValueError(
+            f"Invalid tried={order}: with every one, training or fine-tuning diverged. "
+            "Add smaller step sizes to STEP_SIZES, HEAD_LRS or ALL_LRS."
+        )
     best = max(order, key=lambda lr: -1.0 if tried[lr] is None else tried[lr])
     return best, best not in (order[0], order[-1])
+
+
+def _num_rows(file: Path) -> int:
+    return len(json.loads(file.read_text())["final"]) if file.exists() else 0
 
 
 def _whole(parts: Collection[str], client_lr: float | None) -> dict[str, dict]:
@@ -358,11 +407,12 @@ def _best(scores: Mapping[str, float | None]) -> float | None:
     return max((a for a in scores.values() if a is not None), default=None)
 
 
-def _mean(accuracies: Sequence[float] | None) -> float | None:
+def rounded_mean(accuracies: Sequence[float] | None) -> float | None:
+    """Return the mean over clients to four digits; None where fine-tuning diverged."""
     return None if accuracies is None else round(float(np.mean(accuracies)), 4)
 
 
-def _only(by_lr: Mapping[float, list[float] | None]) -> list[float] | None:
-    """Return the accuracies of the only step size."""
+def only(by_lr: Mapping[float, list[float] | None]) -> list[float] | None:
+    """Return the accuracies of the only step size, to three digits; None where it diverged."""
     (accuracies,) = by_lr.values()
     return accuracies and [round(a, 3) for a in accuracies]
