@@ -153,3 +153,54 @@ def test_the_untrained_network_is_one_for_both_federations(stored):
         for layer in first:
             assert first[layer]["untrained"] == second[layer]["untrained"]
             assert first[layer]["centralised"] == second[layer]["centralised"]
+
+
+LAYERS = ("first pooling", "second pooling", "features")
+
+
+def by_seed(stored, regime, layer, method, what):
+    """A measure of every seed, from the rows themselves."""
+    mine = [look for look in stored["layers"] if look["federation"][0] == regime]
+    mine.sort(key=lambda look: look["seed"])
+    return np.array([look["layers"][layer][method][what] for look in mine])
+
+
+def gap(stored, regime, layer, what):
+    """FedAvg minus one step with as many gradient steps: mean and half-width."""
+    pair = [by_seed(stored, regime, layer, m, what) for m in ("fedavg", "one_step_same_steps")]
+    return fl.mean_interval(pair[0] - pair[1])
+
+
+def test_probes_say_what_the_chapter_says(stored):
+    for layer in LAYERS:
+        shared = gap(stored, "shared", layer, "probe")
+        assert shared.mean + shared.half_width < 0
+    private = [gap(stored, "private", layer, "probe") for layer in LAYERS]
+    assert private[0].mean > private[0].half_width
+    assert all(0 < interval.mean < interval.half_width for interval in private[1:])
+
+
+def test_raw_cosines_differ_by_far_more_than_what_tells_classes_apart(stored):
+    within, between = (gap(stored, "private", LAYERS[1], w).mean for w in ("within", "between"))
+    assert within < -0.3
+    assert between < -0.3
+    assert abs(within - between) < 0.05
+
+
+def test_with_private_labels_one_step_stays_nearer_its_start(stored):
+    """The matrices are in the order untrained, FedAvg, one step (twice), centralised."""
+    for look in stored["layers"]:
+        for layer in LAYERS:
+            _, (to_start, *_, to_end), (start, *_, end), *_ = look["cka"][layer]
+            if look["federation"][0] == "private":
+                assert end < min(start, to_end)
+                assert to_start < start
+            else:
+                assert end > to_end
+
+
+def test_effective_rank_judges_neither(stored):
+    """After the first pooling it is lower for FedAvg whether its probe is worse or better."""
+    for regime in ("shared", "private"):
+        interval = gap(stored, regime, LAYERS[0], "effective_rank")
+        assert interval.mean + interval.half_width < 0

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.linalg import norm
+from scipy import stats
 
 import fedlib as fl
 from fedlib import linear
@@ -214,12 +215,12 @@ def algorithm(setting):
     return name, constant[0] if constant else None
 
 
-def mean_accuracy(row):
-    """Mean over all new clients with 20 images per class, from the row itself."""
-    return np.mean([row["head"][kind]["20"] for kind in ("known", "unseen", "cifar10")])
+def mean_accuracy(row, budget):
+    """Mean over all new clients with so many images per class, from the row itself."""
+    return np.mean([row["head"][kind][budget] for kind in ("known", "unseen", "cifar10")])
 
 
-def neighbours(federation, seed):
+def neighbours(federation, seed, budget="20"):
     """Accuracies by name; FedAvg and one step with as many gradient steps among them."""
     rows = [
         (record, row)
@@ -227,11 +228,13 @@ def neighbours(federation, seed):
         for row in record["final"]
         if row["seed"] == seed and row["setting"]["federation"][:2] == federation
     ]
-    found = {algorithm(r["setting"])[0]: mean_accuracy(r) for record, r in rows if record is NEAR}
+    found = {
+        algorithm(r["setting"])[0]: mean_accuracy(r, budget) for record, r in rows if record is NEAR
+    }
     assert len(found) == 6 == sum(record is NEAR for record, _ in rows)
     for name, tau in {"fedavg": 50, "one_step": 1}.items():
         (found[name],) = (
-            mean_accuracy(row)
+            mean_accuracy(row, budget)
             for record, row in rows
             if record is MAIN
             and (row["setting"]["local_steps"], row["setting"]["matching"]) == (tau, "steps")
@@ -261,10 +264,57 @@ def test_private_labels_fedrep_is_ahead_and_scaffold_loses_most_of_the_lead(seed
     assert min(found, key=found.get) == "local"
 
 
-def test_private_labels_scaffold_cannot_be_told_from_one_step():
-    found = [neighbours(["private", 5], seed) for seed in SEEDS]
-    lead = fl.mean_interval(np.array([each["scaffold"] - each["one_step"] for each in found]))
-    assert abs(lead.mean) < lead.half_width
+def lead(federation, one, other, budget="20"):
+    """How far one algorithm is ahead of the other: mean over kinds and seeds, and half-width."""
+    found = [neighbours(federation, seed, budget) for seed in SEEDS]
+    return fl.mean_interval(np.array([each[one] - each[other] for each in found]))
+
+
+def test_private_labels_scaffold_is_compatible_with_a_quarter_of_the_lead():
+    fedavg = lead(["private", 5], "fedavg", "one_step")
+    scaffold = lead(["private", 5], "scaffold", "one_step")
+    assert abs(scaffold.mean - fedavg.mean / 4) < scaffold.half_width
+    assert scaffold.mean + scaffold.half_width < fedavg.mean
+    first_draws = 100 * (1 - 0.9**40) / 400
+    assert first_draws == pytest.approx(1 / 4, abs=0.01)
+
+
+def test_shared_labels_scaffolds_lead_goes_with_many_images():
+    few, many = (lead(["shared", 20], "scaffold", "fedavg", b) for b in ("20", "100"))
+    assert few.mean > few.half_width
+    assert abs(many.mean) < many.half_width
+
+
+def prox_worth(mu, alpha=0.05, tau=50):
+    """Exercise 15.2, step by step."""
+    heads = [(1 - (-alpha * mu) ** s) / (1 + alpha * mu) for s in range(tau)]
+    return sum((1 - alpha * mu) ** (tau - 1 - s) * h for s, h in enumerate(heads))
+
+
+def test_at_equal_step_sizes_worth_ranks_validation_accuracies():
+    assert prox_worth(0.1) == pytest.approx(43, abs=0.5)
+    assert prox_worth(1.0) == pytest.approx(18, abs=0.6)
+
+    def validated(record, setting):
+        (tried,) = (e["tried"] for e in record["tuning"] if e["setting"] == setting)
+        return max(a for a in tried["0.05"].values() if a is not None)
+
+    plain = dict(federation=["private", 5, 100, 0.0], matching="steps")
+    points = [
+        (worth, validated(MAIN, plain | {"local_steps": tau})) for tau, worth in ((50, 49), (1, 0))
+    ]
+    for setting in (entry["setting"] for entry in NEAR["tuning"]):
+        name, constant = algorithm(setting)
+        worths = {
+            "fedprox": prox_worth(constant) if name == "fedprox" else 0,
+            "reptile": 49 * (constant or 0),
+            "fedrep": 50 - (constant or 0),
+            "per_fedavg": 25 if constant == 0.01 else 99,
+        }
+        if setting["federation"][0] == "private" and worths.get(name, 99) <= 49:
+            points.append((worths[name], validated(NEAR, setting)))
+    assert len(points) == 14
+    assert stats.spearmanr(*zip(*points, strict=True)).statistic == pytest.approx(0.9, abs=0.005)
 
 
 def test_every_constant_was_chosen_between_two_others():
