@@ -176,3 +176,31 @@ def test_intervals_are_students(stored):
     assert interval.mean + interval.half_width == pytest.approx(high)
     pair = table.setting("private", 5, 50), table.setting("private", 5, 1)
     np.testing.assert_allclose(table.difference(stored, *pair), values)
+
+
+def over_kinds(stored, classes, tau, part):
+    """Accuracy with private labels and as many gradient steps, by seed."""
+    each = [by_seed(stored, "private", classes, tau, part=part, kind=kind) for kind in KINDS]
+    return np.array([np.mean([scores[seed] for scores in each]) for seed in sorted(each[0])])
+
+
+def test_with_heads_alone_fifty_local_steps_stand_out_at_five_classes_only(stored):
+    for classes in CLASSES:
+        few = [over_kinds(stored, classes, tau, "head") for tau in (1, 2, 5, 10)]
+        gains = [fl.mean_interval(values - few[0]) for values in few[1:]]
+        assert all(abs(gain.mean) <= 0.011 for gain in gains)
+        last = fl.mean_interval(over_kinds(stored, classes, 50, "head") - few[-1])
+        assert (last.mean > last.half_width) == (classes == 5)
+
+
+def test_with_all_layers_two_local_steps_bring_most_of_the_gain(stored):
+    for classes in (5, 20):
+        one, two, fifty = (over_kinds(stored, classes, tau, "all") for tau in (1, 2, 50))
+        gain = fl.mean_interval(two - one)
+        assert gain.mean > gain.half_width
+        assert 0.5 < gain.mean / (fifty - one).mean() < 1
+    one, *few, fifty = (over_kinds(stored, 80, tau, "all") for tau in (1, 2, 5, 10, 50))
+    for values in few:
+        gain = fl.mean_interval(values - one)
+        assert abs(gain.mean) < gain.half_width
+    assert (fifty - one).min() > 0

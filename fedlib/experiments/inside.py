@@ -45,7 +45,7 @@ OWN_HEADS = [
         *((federation, 50) for federation in (("private", 20), ("private", 80), ("shared", 20))),
     )
 ]
-LOCAL_STEPS = (0, 1, 2, 5, 10, 20, 50, 200)
+LOCAL_STEPS = (0, 1, 2, 5, 10, 20, 50)
 """Where clients are followed through a round, and after how many of their steps."""
 
 SEEDS = (0, 1, 2, 3, 4)
