@@ -204,3 +204,31 @@ def test_effective_rank_judges_neither(stored):
     for regime in ("shared", "private"):
         interval = gap(stored, regime, LAYERS[0], "effective_rank")
         assert interval.mean + interval.half_width < 0
+
+
+def way(stored, regime, classes, tau):
+    """Mean accuracy after each number of local steps, and its share of the way to the last."""
+    mine = [
+        row["accuracy"]
+        for row in stored["own_heads"]
+        if (row["setting"]["federation"][:2], row["setting"]["local_steps"])
+        == ([regime, classes], tau)
+    ]
+    assert len(mine) == 5
+    mean = np.mean(mine, axis=0)
+    return mean, (mean - mean[0]) / (mean[-1] - mean[0])
+
+
+def test_clients_take_more_steps_to_a_head_of_their_own_than_in_the_linear_model(stored):
+    steps = stored["design"]["local_steps"]
+    for tau, share in ((2, 0.25), (10, 0.67), (50, 0.85)):
+        _, part = way(stored, "private", 5, tau)
+        own = np.interp(np.arange(tau), steps, part).mean()
+        assert own == pytest.approx(share, abs=0.006)
+        assert own < (tau - 1) / tau
+
+
+def test_many_private_classes_leave_no_head_to_be_found(stored):
+    ends = [way(stored, "private", classes, 50)[0][-1] for classes in (5, 20, 80)]
+    np.testing.assert_allclose(ends, [0.59, 0.23, 0.05], atol=0.006)
+    assert ends[2] > 1 / 80
