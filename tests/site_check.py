@@ -147,7 +147,10 @@ def faults(
     page.on("requestfailed", lambda request: report(f"failed request: {request.url[:100]}"))
     for name in names:
         page.goto(address + name, wait_until="networkidle")
-        page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+        # Fonts, too: one that is on its way when the next page is opened counts as failed.
+        page.evaluate(
+            "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready }"
+        )
         for fault in page.evaluate(INSPECT, width < 700) + broken_links(page, folder, address):
             report(fault)
     context.close()
