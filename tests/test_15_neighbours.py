@@ -207,6 +207,12 @@ def test_fedprox_that_forgets_all_but_the_last_step_is_per_fedavg_for_two_steps_
 
 NEAR, MAIN = fl.load_result("neighbours"), fl.load_result("one_step")
 SEEDS = range(5)
+FEDREP = dict(
+    algorithm=["fedrep", 5],
+    federation=["private", 5, 100, 0.0],
+    local_steps=45,
+    matching="rounds",
+)
 
 
 def algorithm(setting):
@@ -285,6 +291,16 @@ def test_shared_labels_scaffolds_lead_goes_with_many_images():
     assert abs(many.mean) < many.half_width
 
 
+def test_the_search_was_as_unequal_as_the_chapter_says():
+    tried = {}
+    for entry in NEAR["tuning"]:
+        key = entry["setting"]["federation"][0], algorithm(entry["setting"])[0]
+        tried[key] = tried.get(key, 0) + len(entry["tried"])
+    for regime in ("shared", "private"):
+        assert tried[regime, "scaffold"] in (3, 4)
+        assert all(17 <= tried[regime, name] <= 23 for name in ("fedrep", "reptile"))
+
+
 def prox_worth(mu, alpha=0.05, tau=50):
     """Exercise 15.2, step by step."""
     heads = [(1 - (-alpha * mu) ** s) / (1 + alpha * mu) for s in range(tau)]
@@ -314,6 +330,9 @@ def test_at_equal_step_sizes_worth_ranks_validation_accuracies():
         if setting["federation"][0] == "private" and worths.get(name, 99) <= 49:
             points.append((worths[name], validated(NEAR, setting)))
     assert len(points) == 14
+    fedrep = next(e["tried"]["0.05"] for e in NEAR["tuning"] if e["setting"] == FEDREP)
+    best = max(a for a in fedrep.values() if a is not None)
+    assert (best, points[0][1]) == pytest.approx((0.423, 0.427), abs=6e-4)  # at 0.05, level
     assert stats.spearmanr(*zip(*points, strict=True)).statistic == pytest.approx(0.9, abs=0.005)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedlib.experiments import cifar
 from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
-from fedlib.experiments.one_step import STUDY, chosen_lrs
+from fedlib.experiments.one_step import CENTRALISED, STUDY, UNTRAINED, chosen_lrs
 from fedlib.experiments.store import (
     cache_of,
     commit_of,
@@ -35,10 +35,14 @@ from fedlib.experiments.study import (
 from fedlib.represent import linear_probe
 
 SETTINGS = [
-    setting
-    for setting in STUDY.settings[: STUDY.core]
-    if setting["matching"] == "steps" and setting["federation"][1] != 80
-] + STUDY.settings[:2]
+    *(
+        setting
+        for setting in STUDY.settings[: STUDY.core]
+        if setting["matching"] == "steps" and setting["federation"][1] != 80
+    ),
+    UNTRAINED,
+    CENTRALISED,
+]
 STRENGTHS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 """The probe's ``C``: the weight of the data against the penalty."""
 
