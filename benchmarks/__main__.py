@@ -12,8 +12,13 @@ from benchmarks.scale import scale, text
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, Workload, make
 from fedlib.experiments.store import commit_of, provenance, save_result
 
-GROWING = [s for s in CONTESTANTS if (s.name, s.key) in {("fedlib", "auto"), ("fedjax", "jit")}]
-"""Who takes part in the growth sweeps, beside the baseline."""
+GROWING = [
+    setting
+    for setting in CONTESTANTS
+    if str(setting).split(",")[0]
+    in ("fedlib auto", "fedjax jit", "pfl 2 processes", "flower 2 actors", "fedlab serial")
+]
+"""Who takes part in the growth sweeps, beside the baseline: everybody once, in a good setting."""
 MORE = ["growth", "profile", "scale"]
 
 

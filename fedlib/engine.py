@@ -5,23 +5,21 @@ __all__ = ["STRATEGIES", "Strategy", "Trained", "choose_strategy", "train_cohort
 import copy
 import os
 import threading
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
-from torch.func import grad
 
 from fedlib._checks import check_in, check_positive_int
 from fedlib.batches import gather, merge_batches, stack_batches
 from fedlib.clients import ClientData
+from fedlib.compiled import take_compiled
 from fedlib.local import example_losses, run_steps, take_steps, task_loss, trainable_of
 from fedlib.models import Params
 from fedlib.stacked import stacked_call
@@ -47,9 +45,10 @@ class Strategy:
         threads: jobs at the same time, on a CPU, each with one thread inside its kernels; None
             takes ``torch.get_num_threads()`` for jobs of one client, and 1 for stacked and merged
             jobs, whose kernels are large enough to use all threads themselves.
-        compile: compile steps with ``torch.compile``, once for each model and shape, of which
-            PyTorch keeps about eight (then steps run uncompiled); needs a C++ compiler on a CPU.
-            If compiling fails, a warning tells why, and the steps run as they are.
+        compile: compile steps with ``torch.compile``, once for each model, rule and shape of
+            batches; of shapes PyTorch keeps about eight (then steps run uncompiled). Needs a C++
+            compiler on a CPU. If compiling fails, or the first compiled steps differ from the same
+            steps uncompiled, a warning tells why, and the steps run as they are.
         autocast: run the forward pass in this lower precision, ``torch.bfloat16`` say; parameters
             keep theirs. None changes nothing. This does change the result.
     """
@@ -118,13 +117,16 @@ def choose_strategy(model: nn.Module, device: torch.device) -> str:
 
     A GPU wants one large kernel rather than many small ones: stacked. So do small fully connected
     nets on a CPU, where calling a kernel costs more than its work; but the convolutions of a stack
-    run slower there than one client's, and are run one client per thread. Recurrent layers cannot
-    be stacked at all.
+    run slower there than one client's, and of wide nets not even two fit into the cache: these are
+    run one client per thread. Recurrent layers cannot be stacked at all.
     """
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return "threads"
-    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
-    return "threads" if convolves and device.type == "cpu" else "stacked"
+
+    def has(layer: type[nn.Module]) -> bool:
+        return any(isinstance(module, layer) for module in model.modules())
+
+    wide = 2 * sum(p.nbytes for p in model.parameters()) > _ROOM["cpu"]
+    slow = device.type == "cpu" and (wide or has(nn.modules.conv._ConvNd))
+    return "threads" if slow or has(nn.RNNBase) else "stacked"
 
 
 def train_cohort(
@@ -194,6 +196,10 @@ def train_cohort(
             'Use "auto" or "stacked".'
         )
 
+    take = take_steps
+    if strategy.compile:
+        take = partial(take_compiled, kind=f"{model} {strategy.autocast}")
+
     def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
         starts, drawn = clients.starts[cohort[places]], [batches[i] for i in places]
         share = np.asarray(weights, dtype=np.float64)[places]
@@ -225,7 +231,7 @@ def train_cohort(
             step=step,
             trainable=trainable,
             extra=more and list(more.values()),
-            take=_take_compiled if strategy.compile else take_steps,
+            take=take,
         )
         if not strategy.stack:
             moved, losses = {name: p.unsqueeze(0) for name, p in moved.items()}, losses[None]
@@ -382,51 +388,3 @@ def _stacked_loss(
     outputs = _forward(partial(stacked_call, model), autocast, params, x)
     losses = example_losses(outputs.flatten(0, 1), y.flatten()).view(y.shape)
     return losses.mean(1) if shares is None else (losses * shares.to(losses.dtype)).sum(1)
-
-
-def _take_functional(loss, step, lr, params, leaves, state, batches):
-    """Take the steps of ``take_steps`` in the form that ``torch.compile`` can read."""
-    met = []
-    for batch in batches:
-
-        def objective(leaves: Params, batch=batch) -> tuple[Tensor, Tensor]:
-            losses = loss(params | leaves, *batch)
-            return losses.sum(), losses
-
-        grads, losses = grad(objective, has_aux=True)(leaves)
-        moved, state = step.update(list(leaves.values()), list(grads.values()), state, lr)
-        leaves = dict(zip(leaves, moved, strict=True))
-        met.append(losses)
-    return leaves, state, met
-
-
-_UNROLLED = 10
-"""Steps compiled into one function, if all have the same batch: more save calls, and take longer to
-compile. Different batches are gathered one by one, to be in the cache when they are used."""
-
-
-@cache
-def _compiled() -> Callable[..., tuple[Params, object, list[Tensor]]]:
-    return torch.compile(_take_functional, dynamic=False)
-
-
-def _take_compiled(loss, step, lr, params, leaves, state, batches):
-    length, met = _UNROLLED if isinstance(batches, list) else 1, []
-    batches = iter(batches)
-    # A number would be compiled in, and every step size compiled anew.
-    exact = torch.promote_types(next(iter(leaves.values())).dtype, torch.float32)
-    rate = torch.tensor(lr, dtype=exact)
-    while block := list(islice(batches, length)):
-        try:
-            take = _compiled()
-            leaves, state, losses = take(loss, step, rate, params, leaves, state, block)
-        except Exception as error:  # compiling goes through many layers, each with its own errors
-            warnings.warn(
-                f"torch.compile failed ({str(error).splitlines()[0]}): the steps run uncompiled. "
-                'Install a C++ compiler, or use the strategy "stacked".',
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            leaves, state, losses = take_steps(loss, step, lr, params, leaves, state, block)
-        met += losses
-    return leaves, state, met
