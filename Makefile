@@ -54,7 +54,7 @@ browser: site  ## build the website and open every page in Chromium
 	@echo "==> Opening every page in Chromium"
 	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
 
-benchmark: .venv/installed  ## time fedlib and other simulators on the same work (20 minutes)
+benchmark: .venv/installed  ## time fedlib and other simulators on the same work (45 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"
 	@$(BIN)/python -m benchmarks
 

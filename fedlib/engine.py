@@ -30,10 +30,11 @@ from fedlib.steps import LocalStep, sgd
 class Strategy:
     """How a cohort is run; what is computed stays the same, up to rounding.
 
-    The cohort is cut into jobs of ``chunk`` clients. Jobs run side by side in threads, and the
-    clients of a job together, as ``stack`` or ``merge`` say. How the cohort is cut does not depend
-    on the number of threads, so neither do the bits of the result, as long as each job has one
-    thread inside its kernels.
+    The cohort is cut into jobs of ``chunk`` clients, and the clients of a job run together, as
+    ``stack`` or ``merge`` say. With two or more ``threads`` jobs run side by side, on a CPU, and
+    each has one thread inside its kernels; otherwise one job follows the other, with all threads
+    inside its kernels. How the cohort is cut does not depend on the number of threads; nor do the
+    bits of the result, if jobs run side by side.
 
     Args:
         stack: give the clients of a job one forward pass, each with its own parameters; without
@@ -41,14 +42,16 @@ class Strategy:
         merge: give the clients of a job one gradient, of their batches put together. Right for
             SGD with one local step, where all still share the server's parameters.
         chunk: clients per job; None takes as many as fit the processor's cache (4 MB of parameters
-            and batches), or 2 GB on a GPU.
-        threads: jobs at the same time, on a CPU, each with one thread inside its kernels; None
-            takes ``torch.get_num_threads()`` for jobs of one client, and 1 for stacked and merged
-            jobs, whose kernels are large enough to use all threads themselves.
-        compile: compile steps with ``torch.compile``, once for each model, rule and shape of
-            batches; of shapes PyTorch keeps about eight (then steps run uncompiled). Needs a C++
-            compiler on a CPU. If compiling fails, or the first compiled steps differ from the same
-            steps uncompiled, a warning tells why, and the steps run as they are.
+            and batches, or 256 merged examples), or 2 GB on a GPU.
+        threads: jobs at the same time, on a CPU; None takes ``torch.get_num_threads()`` for jobs of
+            one client, and 1 for stacked and merged jobs, whose kernels are large enough to use all
+            threads themselves.
+        compile: compile the steps of stacks with ``torch.compile``, once for each model, rule and
+            shape of batches. PyTorch keeps about eight graphs of each model and rule, enough for
+            two or more shapes; further shapes run uncompiled, so that with many of them a resumed
+            run equals an undisturbed one up to rounding only. Needs a C++ compiler on a CPU. If
+            compiling fails, or compiled steps differ from the same steps uncompiled, a warning
+            tells why, and the steps run as they are.
         autocast: run the forward pass in this lower precision, ``torch.bfloat16`` say; parameters
             keep theirs. None changes nothing. This does change the result.
     """
@@ -68,6 +71,16 @@ class Strategy:
             raise ValueError("Invalid stack=True with merge=True. Use one of them.")
         if self.compile and not self.stack:
             raise ValueError("Invalid compile=True: only stacks are compiled. Use stack=True.")
+        if self.compile and self.threads not in (None, 1):
+            raise ValueError(
+                f"Invalid threads={self.threads} with compile=True: one compiled job follows the "
+                "other. Leave threads out."
+            )
+        if self.autocast is not None and not getattr(self.autocast, "is_floating_point", False):
+            raise TypeError(
+                f"Invalid autocast={self.autocast!r}: no floating point dtype of torch. "
+                "Use torch.bfloat16."
+            )
         if self.chunk not in (None, 1) and not (self.stack or self.merge):
             raise ValueError(
                 f"Invalid chunk={self.chunk}: a job is one client. Use stack=True or merge=True."
@@ -101,15 +114,19 @@ class Trained(NamedTuple):
     losses: Float[Tensor, " rows"]
     weights: Float[np.ndarray, " rows"]
 
-    def total(self) -> tuple[Params, Tensor]:
-        """Return the weighted sums of parameters and losses, in float32 at least."""
+    def total(self, names: Collection[str] | None = None) -> tuple[Params, Tensor]:
+        """Return the weighted sums of parameters (those named; None takes all) and of losses.
+
+        Sums are taken in float32 at least.
+        """
         share = torch.as_tensor(self.weights, device=self.losses.device)
 
         def weighted(values: Tensor) -> Tensor:
             dtype = torch.promote_types(values.dtype, torch.float32)
             return torch.tensordot(share.to(dtype), values.to(dtype), 1)
 
-        return {name: weighted(p) for name, p in self.params.items()}, weighted(self.losses)
+        names = self.params if names is None else names
+        return {name: weighted(self.params[name]) for name in names}, weighted(self.losses)
 
 
 def choose_strategy(model: nn.Module, device: torch.device) -> str:
@@ -117,8 +134,8 @@ def choose_strategy(model: nn.Module, device: torch.device) -> str:
 
     A GPU wants one large kernel rather than many small ones: stacked. So do small fully connected
     nets on a CPU, where calling a kernel costs more than its work; but the convolutions of a stack
-    run slower there than one client's, and of wide nets not even two fit into the cache: these are
-    run one client per thread. Recurrent layers cannot be stacked at all.
+    run slower there than one client's, and of wide nets the parameters of not even two clients fit
+    into the cache: these run one client per thread. Recurrent layers cannot be stacked at all.
     """
 
     def has(layer: type[nn.Module]) -> bool:
@@ -182,7 +199,7 @@ def train_cohort(
     _check_cohort(params, cohort, batches, weights, extra, own, trainable)
     if strategy == "auto":
         strategy = choose_strategy(model, clients.device)
-    if isinstance(strategy, str):
+    if not isinstance(strategy, Strategy):
         check_in("strategy", strategy, ["auto", *STRATEGIES])
         strategy = STRATEGIES[strategy]
     if strategy.merge and not (len(batches[0]) == 1 and step == sgd):
@@ -198,7 +215,9 @@ def train_cohort(
 
     take = take_steps
     if strategy.compile:
-        take = partial(take_compiled, kind=f"{model} {strategy.autocast}")
+        # Types tell a class from one of the same name that was defined anew, in a notebook.
+        kind = str(model), *map(type, model.modules()), strategy.autocast
+        take = partial(take_compiled, kind=kind)
 
     def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
         starts, drawn = clients.starts[cohort[places]], [batches[i] for i in places]
@@ -241,7 +260,7 @@ def train_cohort(
     jobs = _cut(params, clients, batches, strategy)
     together = strategy.stack or strategy.merge  # kernels large enough to use the threads
     threads = strategy.threads or (1 if together else torch.get_num_threads())
-    if len(jobs) == 1 or threads == 1 or strategy.compile or clients.device.type != "cpu":
+    if len(jobs) == 1 or threads == 1 or clients.device.type != "cpu":
         caller = model if strategy.stack else _Replica(model)
         return [work(caller, places) for places in jobs]
     mine = threading.local()
@@ -271,11 +290,16 @@ def _check_cohort(
     trainable: Collection[str],
 ) -> None:
     rows = [("batches", batches), ("weights", weights), *(extra or {}).items(), *own.items()]
-    wrong = [name for name, values in rows if len(values) != len(cohort)]
-    if len(cohort) == 0 or wrong:
+    for name, values in rows:
+        if len(values) != len(cohort) or len(cohort) == 0:
+            raise ValueError(
+                f"Invalid {name} of {len(values)} rows: the cohort has {len(cohort)} clients. Give "
+                "one row for each client, and at least one client."
+            )
+    lacking = [name for name in trainable if extra and name not in extra]
+    if lacking:
         raise ValueError(
-            f"Invalid {wrong[0] if wrong else 'cohort'}: not one row for each client of the "
-            f"cohort, which has {len(cohort)}. Give as many as there are clients, at least one."
+            f"Invalid extra: {lacking[0]} is missing. Give one tensor for each trainable parameter."
         )
     steps = {len(rows) for rows in batches}
     if len(steps) > 1:
@@ -334,10 +358,11 @@ def _cut(
     cohort_size, device = len(batches), clients.device.type
     widths = np.array([rows.shape[1] for rows in batches])
     chunk = strategy.chunk
+    per_example = clients.inputs[0].nbytes
     if strategy.merge:
-        chunk = chunk or max(1, _EXAMPLES.get(device, _EXAMPLES_ON_GPU) // int(widths.max()))
+        examples = _EXAMPLES.get(device, min(_EXAMPLES_ON_GPU, _ROOM_ON_GPU // per_example))
+        chunk = chunk or max(1, examples // int(widths.max()))
     elif strategy.stack:
-        per_example = clients.inputs[0].nbytes
         held = sum(p.nbytes for p in params.values()) + per_example * int(widths.max())
         chunk = chunk or max(1, _ROOM.get(device, _ROOM_ON_GPU) // held)
     else:

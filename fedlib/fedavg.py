@@ -221,6 +221,7 @@ def train_round(
     those of ``run_round``.
     """
     trainable = trainable_of(model) if trainable is None else trainable
+    trainable = [name for name in params if name in trainable]  # in one order on all ranks
     mine = distributed.shard(np.array([rows.size for rows in batches]))
     if len(mine):
         totals = train_cohort(
@@ -234,12 +235,12 @@ def train_round(
             own=own and {name: rows[torch.as_tensor(mine)] for name, rows in own.items()},
             trainable=trainable,
             strategy=strategy,
-            then=Trained.total,
+            then=partial(Trained.total, names=trainable),
         )
     else:  # more ranks than clients
         alone = {name: p[None] for name, p in params.items()}
         loss = next(iter(params.values())).new_zeros(1)
-        totals = [Trained(mine, alone, loss, np.zeros(1)).total()]
+        totals = [Trained(mine, alone, loss, np.zeros(1)).total(trainable)]
     weight = float(clients.sizes[cohort].sum())
     sums, loss = totals[0]
     for other, other_loss in totals[1:]:
@@ -250,10 +251,8 @@ def train_round(
         name: (total / weight).to(params[name].dtype)
         for name, total in zip(sums, values, strict=True)
     }
-    moved = server_step(params, average, server_lr=config.server_lr)
-    # Rounding would move the others.
-    params = {name: moved[name] if name in trainable else p for name, p in params.items()}
-    return params, float(loss) / weight
+    before = {name: params[name] for name in average}
+    return params | server_step(before, average, server_lr=config.server_lr), float(loss) / weight
 
 
 def run_fedavg(

@@ -600,7 +600,7 @@ def test_clients_may_start_from_parameters_of_their_own():
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"head.bias": torch.zeros(1, 3)}, "Invalid head.bias: not one row for each client"),
+        ({"head.bias": torch.zeros(1, 3)}, "Invalid head.bias of 1 rows"),
         ({"neck": torch.zeros(2, 3)}, "Invalid own: neck is no parameter. Use names of params."),
     ],
 )
