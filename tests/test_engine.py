@@ -638,7 +638,8 @@ def test_a_step_that_does_not_compile_runs_uncompiled_and_says_so(monkeypatch):
     batches = draw(RAGGED, COHORT, local_steps=3, batch_size=2)
     args = (model, fl.params_of(model), RAGGED, COHORT, batches)
     expected, _ = in_order(train_cohort(*args, lr=0.1, strategy="stacked"))
-    with pytest.warns(RuntimeWarning, match=r"compile failed \(no compiler here says the linker\): .*uncompiled"):
+    said = r"compile failed \(no compiler here says the linker\): .*uncompiled"
+    with pytest.warns(RuntimeWarning, match=said):
         found, _ = in_order(train_cohort(*args, lr=0.1, strategy="compiled"))
     assert far(found, expected) == 0
     again, _ = in_order(train_cohort(*args, lr=0.1, strategy="compiled"))  # said once
