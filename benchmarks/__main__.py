@@ -12,12 +12,14 @@ from benchmarks.scale import scale, text
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, Workload, make
 from fedlib.experiments.store import commit_of, provenance, save_result
 
-GROWING = [
-    setting
-    for setting in CONTESTANTS
-    if str(setting).split(",")[0]
-    in ("fedlib auto", "fedjax jit", "pfl 2 processes", "flower 2 actors", "fedlab serial")
-]
+_ONE_EACH = {
+    ("fedlib", "auto"),
+    ("fedjax", "jit"),
+    ("pfl", "2 processes"),
+    ("flower", "2 actors"),
+    ("fedlab", "serial"),
+}
+GROWING = [setting for setting in CONTESTANTS if (setting.name, setting.key) in _ONE_EACH]
 """Who takes part in the growth sweeps, beside the baseline: everybody once, in a good setting."""
 MORE = ["growth", "profile", "scale"]
 

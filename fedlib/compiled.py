@@ -117,11 +117,11 @@ class _Steps:
             return expected
         if not self.checked:
             expected = uncompiled()
-            error = _error(taken[0], expected[0], leaves)
+            off = _error(taken[0], expected[0], leaves)
             finite = all(bool(p.isfinite().all()) for p in expected[0].values())
-            if finite and not error <= _TOLERANCE:
+            if finite and not off <= _TOLERANCE:
                 known = "It ignores the backward of a torch.autograd.Function, for one. Use"
-                self._give_up(f"gave updates that are {error:.0%} off", known)
+                self._give_up(f"gave updates that are {off:.0%} off", known)
                 return expected
             self.checked = finite
         return taken
@@ -152,7 +152,7 @@ def _error(taken: Params, expected: Params, start: Params) -> float:
         moves = [(a[n].double() - b[n]).reshape(len(p), -1) for n, p in start.items()]
         return torch.stack([move.norm(dim=1) for move in moves])
 
-    zero = {name: torch.zeros_like(p) for name, p in start.items()}
+    zero = dict.fromkeys(start, torch.zeros(()))
     size, way, gap = lengths(start, zero), lengths(expected, start), lengths(taken, expected)
     # An update may be nothing but rounding: of the parameters, or of the other leaves' gradients.
     eps = max(torch.finfo(p.dtype).eps for p in start.values())

@@ -221,7 +221,7 @@ def train_round(
     those of ``run_round``.
     """
     trainable = trainable_of(model) if trainable is None else trainable
-    trainable = [name for name in params if name in trainable]  # in one order on all ranks
+    trainable = sorted(trainable)  # in one order on all ranks, whatever the collection
     mine = distributed.shard(np.array([rows.size for rows in batches]))
     if len(mine):
         totals = train_cohort(

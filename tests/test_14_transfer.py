@@ -159,6 +159,20 @@ def test_the_chapters_agreement_is_that_of_the_federations(chapter, imitation, s
     assert np.mean(real) == pytest.approx(formula, abs=0.03)
 
 
+@pytest.mark.parametrize(("C", "h", "renumbered"), [(2, 3, 1), (3, 4, 2), (3, 4, 4), (4, 3, 0)])
+def test_a_fixed_number_that_renumbers_leaves_the_mean_label_of_exercise_2(C, h, renumbered):
+    """Over all outcomes: holders 0 to renumbered - 1 say any number, the others say 0."""
+    squares = []
+    for said in np.ndindex((C,) * renumbered):
+        labels = [*said] + [0] * (h - renumbered)
+        mean_label = np.eye(C)[labels].mean(axis=0) - 1 / C
+        squares.append(mean_label @ mean_label)
+    s = renumbered / h
+    exact, independent = (1 - s) ** 2 + s / h, (1 - s) ** 2 + (1 - (1 - s) ** 2) / h
+    assert np.isclose(np.mean(squares), (1 - 1 / C) * exact)
+    assert np.isclose(independent - exact, s * (1 - s) / h)
+
+
 def test_balanced_orders_leave_no_mean_label(imitation):
     clients = cifar.training_clients(transfer.EIGHTY[0], 0)
     classes = clients.inputs[:, 0, 0, 0].numpy().round().astype(int)
