@@ -1,74 +1,208 @@
-"""Checks shared by the public functions: each raises one sentence with value, rule and remedy."""
+"""Checks shared by the public functions: one sentence with argument, value, rule and remedy.
+
+The scheme, for every public function: each argument passes through one of these, once, before work
+starts, and the function goes on with what the check *returns* (a Python number, an array of known
+type), never with what it was given. So a NumPy integer of eight bits cannot overflow later, a
+string that looks like a number is refused here, and no exception from inside NumPy or torch is what
+tells a reader that an argument was wrong.
+"""
 
 __all__ = [
+    "check_array",
+    "check_bool",
+    "check_callable",
     "check_in",
     "check_int",
+    "check_number",
+    "check_path",
     "check_positive",
     "check_positive_int",
     "check_rng",
     "check_type",
+    "refuse",
+    "shown",
 ]
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+T = TypeVar("T")
+
+LARGEST_INT = 2**63 - 1
 
 
-def check_int(name: str, value: object, minimum: int) -> None:
-    """Refuse a value that is not a whole number, or is below ``minimum``.
+def shown(value: object) -> str:
+    """Return a value as a message shows it: whole if it is short, else its type and size.
+
+    Example:
+        >>> shown(-1), shown(np.zeros((200, 3)))
+        ('-1', 'an ndarray of shape (200, 3), float64')
+    """
+    if isinstance(value, np.ndarray | Tensor) and value.ndim:
+        article = "an" if isinstance(value, np.ndarray) else "a"
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{article} {type(value).__name__} of shape {tuple(value.shape)}, {dtype}"
+    try:
+        text = repr(value)
+    except Exception:  # a repr of the user's own
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:60]}… ({type(value).__name__})"
+
+
+def refuse(
+    name: str, value: object, why: str, use: str, *, error: type[Exception] = ValueError
+) -> NoReturn:
+    """Raise the one kind of message that fedlib has.
+
+    Example:
+        >>> refuse("num_clients", 200, "only 150 examples", "num_clients <= 150")
+        Traceback (most recent call last):
+        ...
+        ValueError: Invalid num_clients=200: only 150 examples. Use num_clients <= 150.
+    """
+    raise error(f"Invalid {name}={shown(value)}: {why}. Use {use}.")
+
+
+def check_int(name: str, value: object, minimum: int, maximum: int = LARGEST_INT) -> int:
+    """Return a whole number in [minimum, maximum] as a Python integer.
 
     Raises:
         TypeError: if ``value`` is not an integer (a bool is not one).
-        ValueError: if ``value`` is less than ``minimum``.
+        ValueError: if ``value`` is less than ``minimum`` or more than ``maximum``.
 
     Example:
+        >>> check_int("seed", np.uint8(7), minimum=0)
+        7
         >>> check_int("seed", -1, minimum=0)
         Traceback (most recent call last):
         ...
         ValueError: Invalid seed=-1: must be at least 0. Use seed >= 0.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Invalid {name}={value!r}: not an integer. Use {name}={minimum} or more.")
+        refuse(name, value, "not an integer", f"{name}={minimum} or more", error=TypeError)
+    value = int(value)
     if value < minimum:
-        raise ValueError(
-            f"Invalid {name}={value}: must be at least {minimum}. Use {name} >= {minimum}."
-        )
+        refuse(name, value, f"must be at least {minimum}", f"{name} >= {minimum}")
+    if value > maximum:
+        refuse(name, value, f"must be at most {maximum}", f"{name} <= {maximum}")
+    return value
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Refuse a value that is not a whole number of at least 1; raises as ``check_int``."""
-    check_int(name, value, minimum=1)
+def check_positive_int(name: str, value: object) -> int:
+    """Return a whole number of at least 1; raises as ``check_int``."""
+    return check_int(name, value, minimum=1)
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuse a value that is not a positive, finite real number.
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """Return a finite real number between bounds as a Python float.
+
+    Args:
+        name: the argument.
+        value: what was given for it.
+        above: the number must be greater than this.
+        least: the number must be at least this.
+        below: the number must be less than this.
+        most: the number must be at most this.
 
     Raises:
-        TypeError: if ``value`` is not a real number.
-        ValueError: if ``value`` is zero, negative, infinite or NaN.
+        TypeError: if ``value`` is not a real number (a bool is not one).
+        ValueError: if it is infinite, NaN, or outside the bounds.
+
+    Example:
+        >>> check_number("beta", 1.0, least=0, below=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: Invalid beta=1.0: must be a finite number >= 0 and < 1. Use one in that range.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Invalid {name}={value!r}: not a number. Use a number > 0.")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"Invalid {name}={value}: not positive and finite. Use a number > 0.")
+    bounds = {">": above, ">=": least, "<": below, "<=": most}
+    wanted = " and ".join(
+        f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None
+    )
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        use = f"a number {wanted}" if wanted else "a finite number"
+        refuse(name, value, "not a number", use, error=TypeError)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    fits = (
+        math.isfinite(number)
+        and (above is None or number > above)
+        and (least is None or number >= least)
+        and (below is None or number < below)
+        and (most is None or number <= most)
+    )
+    if not fits:
+        rule = f"must be a finite number {wanted}".rstrip()
+        refuse(name, value, rule, "one in that range" if wanted else "a finite number")
+    return number
 
 
-def check_in(name: str, value: object, options: Iterable[object]) -> None:
-    """Refuse a value that is not one of ``options``.
+def check_positive(name: str, value: object) -> float:
+    """Return a positive, finite real number as a Python float; raises as ``check_number``.
+
+    Example:
+        >>> check_positive("lr", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Invalid lr=0: not positive and finite. Use a number > 0.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        refuse(name, value, "not a number", "a number > 0", error=TypeError)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (number > 0 and math.isfinite(number)):
+        refuse(name, value, "not positive and finite", "a number > 0")
+    return number
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Return True or False; nothing else stands for them.
+
+    Raises:
+        TypeError: if ``value`` is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        refuse(
+            name, value, "neither True nor False", f"{name}=True or {name}=False", error=TypeError
+        )
+    return bool(value)
+
+
+def check_in(name: str, value: T, options: Iterable[T]) -> T:
+    """Return a value that is one of ``options``.
 
     Raises:
         ValueError: if ``value`` is none of them; the message lists them.
     """
     options = list(options)
-    if value not in options:
-        listed = " or ".join(f"{name}={option!r}" for option in options)
-        raise ValueError(f"Invalid {name}={value!r}: not an option. Use {listed}.")
+    for option in options:
+        if value is option or (type(value) is type(option) and value == option):
+            return option
+    listed = " or ".join(f"{name}={option!r}" for option in options)
+    refuse(name, value, "not an option", listed)
 
 
-def check_type(name: str, value: object, kind: type, remedy: str) -> None:
-    """Refuse a value that is not a ``kind``; ``remedy`` is the sentence that says what to do.
+def check_type(name: str, value: object, kind: type[T], remedy: str) -> T:
+    """Return a value that is a ``kind``; ``remedy`` is the sentence that says what to do.
 
     Raises:
         TypeError: if it is not.
@@ -77,15 +211,97 @@ def check_type(name: str, value: object, kind: type, remedy: str) -> None:
         raise TypeError(
             f"Invalid {name} of type {type(value).__name__}: not a {kind.__name__}. {remedy}"
         )
+    return value
 
 
-def check_rng(rng: object) -> None:
-    """Refuse anything but a NumPy generator.
+def check_callable(name: str, value: T, remedy: str) -> T:
+    """Return a value that can be called; ``remedy`` is the sentence that says what to give.
+
+    Raises:
+        TypeError: if it cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"Invalid {name} of type {type(value).__name__}: not callable. {remedy}")
+    return value
+
+
+def check_rng(rng: object) -> np.random.Generator:
+    """Return a NumPy generator.
 
     Raises:
         TypeError: if ``rng`` is a seed, a legacy ``RandomState``, or something else.
     """
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(
-            f"Invalid rng={rng!r}: not a NumPy generator. Use rng=np.random.default_rng(0)."
+        refuse("rng", rng, "not a NumPy generator", "rng=np.random.default_rng(0)", error=TypeError)
+    return rng
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return a path, with ``~`` replaced by the user's home.
+
+    Raises:
+        TypeError: if ``value`` is not a string or a path.
+        ValueError: if it is empty, or no file can be named so.
+    """
+    if not isinstance(value, str | os.PathLike):
+        refuse(
+            name, value, "not a path", f'a path such as {name}="run.safetensors"', error=TypeError
         )
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        refuse(name, value, "not the name of a file", f'a path such as {name}="run.safetensors"')
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        refuse(name, value, "its user's home is not known", "a path without ~")
+
+
+def check_array(
+    name: str,
+    value: ArrayLike,
+    shape: Sequence[int | None] | None = None,
+    *,
+    kinds: str = "iuf",
+    finite: bool = True,
+) -> np.ndarray:
+    """Return real numbers as an array: of the kinds of type asked for, finite, of a shape.
+
+    Args:
+        name: the argument.
+        value: an array, a tensor, or nested sequences of numbers.
+        shape: one size for each axis, None for any from 1 up; None instead of a shape allows all.
+        kinds: letters of NumPy's types: "iu" for integers, "iuf" for real numbers.
+        finite: refuse NaN and infinity.
+
+    Returns:
+        The array, in the type that it has; not copied if it is one already.
+
+    Raises:
+        TypeError: if the entries are of another type.
+        ValueError: if rows are of different lengths, the shape does not fit, or an entry is not
+            finite.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"Invalid {name}: its rows are of different lengths. Use rows of one length."
+        ) from None
+    if array.dtype.kind not in kinds:
+        what = "real numbers" if "f" in kinds else "integers"
+        raise TypeError(
+            f"Invalid {name} of type {array.dtype}: not {what}. Use an array of {what}."
+        )
+    if shape is not None:
+        fits = array.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+        )
+        if not fits or 0 in array.shape:
+            wanted = ", ".join("any" if want is None else str(want) for want in shape)
+            raise ValueError(f"Invalid {name}: its shape is {array.shape}. Use shape ({wanted}).")
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"Invalid {name}: NaN or infinity. Use finite numbers.")
+    return array
