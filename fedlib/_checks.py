@@ -105,10 +105,10 @@ def check_number(
     name: str,
     value: object,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: float | int | None = None,
+    least: float | int | None = None,
+    below: float | int | None = None,
+    most: float | int | None = None,
 ) -> float:
     """Return a finite real number between bounds as a Python float.
 
