@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 T = TypeVar("T")
@@ -258,7 +257,7 @@ def check_path(name: str, value: object) -> Path:
 
 def check_array(
     name: str,
-    value: ArrayLike,
+    value: object,
     shape: Sequence[int | None] | None = None,
     *,
     kinds: str = "iuf",

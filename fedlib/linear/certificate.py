@@ -3,15 +3,23 @@
 __all__ = ["ROUNDING", "Condition", "Guarantee", "forcing", "guarantee", "one_output"]
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from fedlib._checks import check_positive, check_positive_int
-from fedlib.linear._arrays import floats, norm2
-from fedlib.linear.tasks import LinearTasks
+from fedlib._checks import (
+    LARGEST_INT,
+    check_array,
+    check_number,
+    check_positive,
+    check_positive_int,
+    refuse,
+)
+from fedlib.linear._arrays import EPS, defect, floats, norm2, product, rescaled, scaled
+from fedlib.linear.tasks import LinearTasks, check_tasks
 
 ROUNDING = 1e-12
 """What must be positive must exceed this."""
@@ -50,10 +58,11 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    r"""Theorem B for given tasks, start and step size, in normalised variables.
+    r"""Theorem 7.1 for given tasks, start and step size, in normalised variables.
 
     ``print`` it to see the conditions. The numbers below follow from the formulas whether or not
-    the conditions hold; they are promises only if ``holds``.
+    the conditions hold; they are promises only if ``holds``. Where rounding could decide, the
+    numbers err on the safe side: ``mu2`` is rounded down and ``D0`` up.
 
     Attributes:
         conditions: the theorem's hypotheses, each with its value and bound.
@@ -85,44 +94,79 @@ class Guarantee:
 
     @property
     def rate(self) -> float:
-        r"""Share of the distance lost per round, :math:`0.68\,\eta(\tau-1)\mu^2`."""
-        return 0.68 * self.eta * (self.local_steps - 1) * self.mu2
+        r"""Share of the distance *lost* per round, :math:`0.68\,\eta(\tau-1)\mu^2`.
+
+        So the distance falls like :math:`(1-\text{rate})^t`. ``asymptotic_rate`` returns the factor
+        *kept*, near 1 for small steps. Infinite if the step size is beyond all bounds.
+        """
+        return product(0.68, self.eta, self.local_steps - 1, self.mu2)
 
     def contraction(self, D: Float[np.ndarray, "*t"] | float) -> Float[np.ndarray, "*t"] | float:
-        r"""Bound on :math:`D_{t+1}/D_t`, namely :math:`1-\frac34\eta(\tau-1)\mu^2(1-D_t^2)`."""
-        return 1 - 0.75 * self.eta * (self.local_steps - 1) * self.mu2 * (1 - np.square(D))
+        r"""Bound on :math:`D_{t+1}/D_t`, namely :math:`1-\frac34\eta(\tau-1)\mu^2(1-D_t^2)`.
+
+        Args:
+            D: sizes :math:`D_t`, 0 or more, one or many.
+        """
+        D = floats("D", D, None)
+        if (D < 0).any():
+            raise ValueError("Invalid D: a size is negative. Use numbers >= 0.")
+        return 1 - self._lost(D)
+
+    def _lost(self, D: np.ndarray | float) -> np.ndarray | float:
+        """Share lost in a round that begins at D: nothing at D = 1."""
+        most = product(0.75, self.eta, self.local_steps - 1, self.mu2)
+        with np.errstate(over="ignore"):
+            left = np.asarray(1 - np.square(D))
+            return np.multiply(most, left, where=left != 0, out=np.zeros(left.shape))[()]
 
     def bound(self, round_num: Int[np.ndarray, "*t"] | int) -> Float[np.ndarray, "*t"] | float:
         r"""Bound on :math:`D_t`; 1.013 times it bounds the distance.
 
         Args:
-            round_num: rounds t, one or many.
+            round_num: rounds t, one or many, 0 or more.
 
         Returns:
             The smaller of the theorem's two bounds, of the same shape; infinite if the step is so
             large that neither formula is one (a factor per round is negative and (C2) fails).
         """
-        t = np.asarray(round_num)
+        t = check_array("round_num", round_num, kinds="iu").astype(np.float64)
+        if (t < 0).any():
+            raise ValueError("Invalid round_num: no round comes before 0. Use whole numbers >= 0.")
 
-        def fall(start, factor):
-            return np.where(factor >= 0, start * max(factor, 0.0) ** t, math.inf)[()]
+        def fall(start, lost):
+            if lost > 1:
+                return np.full(t.shape, math.inf)[()]
+            if lost == 1:
+                return np.where(t == 0, start, 0.0)[()]
+            return start * np.exp(t * math.log1p(-lost))
 
-        slow = fall(self.D0, self.contraction(self.D0))
+        slow = fall(self.D0, float(self._lost(self.D0)))
         if self.E0 <= 0:
             return slow
-        return np.minimum(slow, fall(self.D0 / math.sqrt(self.E0), 1 - self.rate))
+        return np.minimum(slow, fall(self.D0 / math.sqrt(self.E0), self.rate))
 
     def rounds(self, epsilon: float) -> int | float:
-        """Rounds after which the distance is at most ``epsilon``; infinite if the rate is zero.
+        """Rounds after which the distance is at most ``epsilon``: the first that is promised.
+
+        That is the least t with ``1.013 * bound(t) <= epsilon``; 0 if ``epsilon`` is 1 or more,
+        as a distance is a sine.
 
         Args:
-            epsilon: distance to reach, a positive sine.
+            epsilon: distance to reach, positive.
+
+        Returns:
+            A whole number; infinite if 2^63 - 1 rounds are not enough.
         """
-        check_positive("epsilon", epsilon)
-        if self.rate <= 0 or self.E0 <= 0:
+        epsilon = check_positive("epsilon", epsilon)
+        if epsilon >= 1:
+            return 0
+
+        def reached(t: int) -> bool:
+            return bool(1.013 * self.bound(t) <= epsilon)
+
+        if not reached(LARGEST_INT):
             return math.inf
-        start = 1.013 * self.D0 / math.sqrt(self.E0)
-        return math.ceil(math.log(start / epsilon) / self.rate) if start > epsilon else 0
+        return bisect_left(range(LARGEST_INT), True, key=reached)
 
     def __str__(self) -> str:
         return "\n".join(str(condition) for condition in self.conditions)
@@ -137,7 +181,7 @@ def guarantee(
     diversity: float | None = None,
     mean_drift: float = 0.0,
 ) -> Guarantee:
-    r"""Check the hypotheses of Theorem B and compute what it promises for runs from w₀ = 0.
+    r"""Check the hypotheses of Theorem 7.1 and compute what it promises for runs from w₀ = 0.
 
     In normalised variables (:math:`\eta=\alpha^2L_{\max}^2`, heads divided by :math:`L_{\max}`),
     with :math:`E_0=1-D_0^2` and :math:`\rho=E_0\mu^2`,
@@ -163,6 +207,10 @@ def guarantee(
     Returns:
         Conditions and promises.
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, shapes do not fit, or heads are matrices.
+
     Example:
         >>> from fedlib.linear import largest_lr
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
@@ -174,38 +222,40 @@ def guarantee(
         (True, 1718)
 
     Reference:
-        Theorem B (explicit constants), after Collins et al. (2022). Chapter 7.
+        Theorem 7.1 (thm-representation), after Collins et al. (2022). Chapter 7.
     """
-    check_positive_int("local_steps", local_steps)
-    check_positive("lr", lr)
-    lr = float(lr)
+    tau, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
     one_output(tasks)
     B0 = floats("B0", B0, tasks.B_star.shape)
-    tau, eta = local_steps, lr**2 * tasks.L_max**2
-    if diversity is not None and not 0 <= diversity <= tasks.L_max**2:
-        raise ValueError(
-            f"Invalid diversity={diversity}: the longest head has length {tasks.L_max:.4g}, which "
-            f"bounds it. Use a value from 0 to {tasks.L_max**2:.4g}."
-        )
-    if not 0 <= mean_drift < math.inf:
-        raise ValueError(f"Invalid mean_drift={mean_drift}: a distance. Use a number >= 0.")
-    mu2 = (tasks.diversity if diversity is None else diversity) / tasks.L_max**2
-    beta = mean_drift / tasks.L_max
-    outside = B0 - tasks.B_star @ (tasks.B_star.T @ B0)
-    D0 = min(1.0, math.sqrt(lr) * float(norm2(outside)))
+    length = tasks.L_max
+    if diversity is None:
+        mu2 = tasks.proven_diversity
+    else:
+        diversity = check_number("diversity", diversity, least=0)
+        mu2 = min(1.0, diversity / length / length)
+        if diversity > (1 + 4 * EPS) * length * length:
+            why = f"the longest head has length {length:.4g}, which bounds it"
+            refuse("diversity", diversity, why, f"a value from 0 to {length * length:.4g}")
+    eta = lr * length * (lr * length)
+    beta = check_number("mean_drift", mean_drift, least=0) / length
+    b, exponent = scaled(B0)
+    outside = norm2(b - tasks.B_star @ (tasks.B_star.T @ b))
+    D0 = float(rescaled(math.sqrt(lr) * float(outside), exponent))
+    D0 = min(1.0, D0 * (1 + 16 * EPS))
     E0 = (1 - D0) * (1 + D0)
     rho = E0 * mu2
     delta_bar = math.inf
     if rho > 0:
-        delta_bar = (forcing(eta, tau, E0) + 1.25 * beta**2) / rho
-    defect = float(norm2(np.eye(tasks.k) - lr * B0.T @ B0))
+        delta_bar = (forcing(eta, tau, E0) + 1.25 * beta * beta) / rho
+    reach = product(eta, tau - 1)
+    off, admitted = float(defect(B0, lr)), min(delta_bar, 1 / 40) / 40
     conditions = (
         Condition("two local steps or more, tau", tau, 2, at_least=True),
         Condition("(H1) diversity, mu^2", mu2, ROUNDING, at_least=True),
-        Condition("(H3) matched start, ||I - lr B0'B0||", defect, min(delta_bar, 1 / 40) / 40),
+        Condition("(H3) matched start, ||I - lr B0'B0||", off, admitted),
         Condition("start not orthogonal, E0", E0, ROUNDING, at_least=True),
         Condition("(C1) delta_bar <= rho/40", delta_bar, rho / 40),
-        Condition("(C2) eta (tau - 1) <= rho/20", eta * (tau - 1), rho / 20),
+        Condition("(C2) eta (tau - 1) <= rho/20", reach, rho / 20),
     )
     return Guarantee(
         conditions=conditions,
@@ -220,14 +270,16 @@ def guarantee(
 
 def forcing(eta: float, tau: int, E0: float) -> float:
     """Return ρ times the bound on Δ, for a mean head that does not move."""
-    return 12 * eta + 5 * eta * (tau - 1) * E0 * math.log(1 / E0)
+    return 12 * eta + product(5, eta, tau - 1, E0, math.log(1 / E0))
 
 
 def one_output(tasks: LinearTasks) -> None:
     """Refuse tasks whose heads are matrices.
 
     Raises:
+        TypeError: if these are no tasks.
         ValueError: if they are.
     """
+    check_tasks(tasks)
     if tasks.heads.ndim == 3:
-        raise ValueError("Invalid tasks: Theorem B is proved for one output. Use heads (M, k).")
+        raise ValueError("Invalid tasks: Theorem 7.1 is proved for one output. Use heads (M, k).")

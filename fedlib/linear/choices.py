@@ -3,17 +3,19 @@
 __all__ = ["Cohort", "asymptotic_rate", "cohort_needed", "largest_lr"]
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from fedlib._checks import check_int, check_positive, check_positive_int
+from fedlib._checks import check_int, check_number, check_positive, check_positive_int, refuse
+from fedlib.linear._arrays import EPS, least_singular, product, rescaled, scaled
 from fedlib.linear.certificate import ROUNDING, forcing, one_output
-from fedlib.linear.tasks import LinearTasks
+from fedlib.linear.tasks import LinearTasks, check_tasks
 
 
 def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> float:
-    r"""Return the largest step size α that Theorem B admits with all clients in every round.
+    r"""Return the largest step size α that Theorem 7.1 admits with all clients in every round.
 
     Args:
         tasks: the clients' tasks, with one output.
@@ -21,7 +23,12 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
         local_steps: gradient steps τ, at least 2.
 
     Returns:
-        The step size (less a billionth, for rounding).
+        The step size (less a billionth, for rounding); at most the largest float.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, the heads lie in a hyperplane or are matrices, or the
+            step size is too small for float64.
 
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
@@ -29,17 +36,21 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
         0.0276
 
     Reference:
-        Conditions (C1) and (C2) of Theorem B. Chapter 7.
+        Conditions (C1) and (C2) of Theorem 7.1 (thm-representation). Chapter 7.
     """
     one_output(tasks)
-    check_int("local_steps", local_steps, minimum=2)
+    local_steps = check_int("local_steps", local_steps, minimum=2)
     rho, E0 = _rho(tasks, distance)
     eta = min(rho**2 / 40 / forcing(1.0, local_steps, E0), rho / 20 / (local_steps - 1))
-    return (1 - 1e-9) * math.sqrt(eta) / tasks.L_max
+    lr = (1 - 1e-9) * math.sqrt(eta) / tasks.L_max
+    if lr < sys.float_info.min:
+        why = f"heads of length {tasks.L_max:.4g} need a step size below all floats"
+        refuse("tasks", tasks, why, "tasks.normalised()")
+    return min(lr, sys.float_info.max)
 
 
 def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float:
-    r"""Return the factor that the distance loses per round near the truth, to first order in α².
+    r"""Return the factor that the distance *keeps* per round near the truth, to first order in α².
 
     .. math:: 1-\alpha^2\Lambda_\tau,\qquad
               \Lambda_\tau=\lambda_{\min}\big((\tau-1)\mathrm{Cov}(w^*)
@@ -53,7 +64,13 @@ def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float
         lr: their size α.
 
     Returns:
-        The factor; 1 if nothing is learned.
+        The factor, from 0 to 1: the distance after a round over that before it. It is 1 if nothing
+        is learned. The share *lost* is 1 minus it, as ``Guarantee.rate`` is a share lost.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or the step size so large (α²Λ > 1) that the
+            first-order formula is no factor.
 
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
@@ -61,18 +78,25 @@ def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float
         [1.0, 0.99, 0.96]
 
     Reference:
-        Theorem B5 (upper bound), Remark B6 (sharp to first order). Chapter 8.
+        Theorem 8.1 (thm-asymptotic-rate) and the text after it. Chapter 8.
     """
-    check_positive_int("local_steps", local_steps)
-    check_positive("lr", lr)
-    lr = float(lr)
-    common = tasks.mean_head.reshape(tasks.k, -1)
-    seen = (local_steps - 1) * tasks.head_covariance + local_steps * common @ common.T
-    return 1 - lr**2 * max(0.0, float(np.linalg.eigvalsh(seen)[0]))
+    check_tasks(tasks)
+    local_steps, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
+    heads, exponent = scaled(tasks.heads)
+    mean = heads.mean(axis=0)
+    later = math.sqrt((local_steps - 1) / tasks.num_clients) * (heads - mean)
+    rows = np.concatenate([later, math.sqrt(local_steps) * mean[None]])
+    square, _ = least_singular(np.moveaxis(rows, 1, -1).reshape(-1, tasks.k))
+    unit = float(rescaled(lr, exponent))
+    lost = product(unit, unit, square)
+    if lost > 1:
+        why = f"the first-order formula 1 - {lost:.3g} is no factor"
+        refuse("lr", lr, why, f"lr <= {lr / math.sqrt(lost):.3g}")
+    return 1 - lost
 
 
 class Cohort(NamedTuple):
-    """Clients per round that Theorem D asks for, and what they give to Theorem B.
+    """Clients per round that Theorem 8.3 asks for, and what they give to Theorem 7.1.
 
     Attributes:
         size: clients m to draw per round, with replacement.
@@ -88,7 +112,7 @@ class Cohort(NamedTuple):
 def cohort_needed(
     tasks: LinearTasks, *, distance: float, num_rounds: int, failure: float
 ) -> Cohort:
-    r"""Find how many clients per round make Theorem B hold with probability 1 - ``failure``.
+    r"""Find how many clients per round make Theorem 7.1 hold with probability 1 - ``failure``.
 
     .. math:: m\ge\frac{712}{(E_0\mu_*^2)^2}\Big(1+\sqrt{2\log(2T/q)}\Big)^2.
 
@@ -101,29 +125,32 @@ def cohort_needed(
     Returns:
         The cohort; its last two numbers are arguments of ``guarantee``.
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or the heads lie in a hyperplane or are matrices.
+
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
         >>> cohort_needed(tasks, distance=0.2, num_rounds=1000, failure=0.05).size
         24260
 
     Reference:
-        Theorem D. Chapter 8.
+        Theorem 8.3 (thm-cohort). Chapter 8.
     """
     one_output(tasks)
-    check_positive_int("num_rounds", num_rounds)
-    if not 0 < failure < 1:
-        raise ValueError(f"Invalid failure={failure}: a probability. Use 0 < failure < 1.")
+    num_rounds = check_positive_int("num_rounds", num_rounds)
+    failure = check_number("failure", failure, above=0, below=1)
     rho, _ = _rho(tasks, distance)
-    spread = 1 + math.sqrt(2 * math.log(2 * num_rounds / failure))
+    spread = 1 + math.sqrt(2 * (math.log(2 * num_rounds) - math.log(failure)))
     size = math.ceil(712 / rho**2 * spread**2)
-    drift = 2 * tasks.L_max * spread / math.sqrt(size)
+    drift = 2 * tasks.L_max * (spread / math.sqrt(size))
     return Cohort(size, 0.75 * tasks.diversity, drift)
 
 
 def _rho(tasks: LinearTasks, distance: float) -> tuple[float, float]:
-    if not 0 <= distance < 1:
-        raise ValueError(f"Invalid distance={distance}: no promise. Use 0 <= distance < 1.")
-    mu2, E0 = tasks.diversity / tasks.L_max**2, 1 - distance**2
+    distance = check_number("distance", distance, least=0, below=1)
+    distance = min(1 - EPS / 2, distance * (1 + 32 * EPS))  # room for the rounding of a start
+    mu2, E0 = tasks.proven_diversity, (1 - distance) * (1 + distance)
     if mu2 < ROUNDING:
         raise ValueError("Invalid tasks: the heads lie in a hyperplane. Use diverse heads.")
     return E0 * mu2, E0

@@ -7,7 +7,11 @@ next line of the proof goes on with that fraction, as a reader would with pencil
 
 __all__ = ["Q", "down", "sqrt_down", "sqrt_up", "up"]
 
+import re
 from fractions import Fraction
+from numbers import Rational
+
+from fedlib._checks import refuse
 
 Q = Fraction
 """A fraction of integers, also from a decimal: ``Q("2.09")`` is 209/100."""
@@ -24,17 +28,18 @@ def up(value: Fraction | int, displayed: str) -> Fraction:
         The displayed number.
 
     Raises:
-        ValueError: if it is too small.
-        TypeError: if ``value`` is not exact.
+        ValueError: if it is too small, or not a number.
+        TypeError: if ``value`` or ``displayed`` is not exact.
 
     Example:
         >>> up(Q(1, 3), "0.34")
         Fraction(17, 50)
 
     Reference:
-        The proof of Theorem B. Chapter 7.
+        The proof of Theorem 7.1 (thm-representation). Chapter 7.
     """
-    return _proved(_exact(value) <= Fraction(displayed), value, displayed, "larger")
+    value, decimal = _exact("value", value), _exact("displayed", displayed)
+    return _proved(value <= decimal, value, displayed, "larger")
 
 
 def down(value: Fraction | int, displayed: str) -> Fraction:
@@ -44,7 +49,8 @@ def down(value: Fraction | int, displayed: str) -> Fraction:
         >>> down(Q(1, 3), "0.33")
         Fraction(33, 100)
     """
-    return _proved(_exact(value) >= Fraction(displayed), value, displayed, "smaller")
+    value, decimal = _exact("value", value), _exact("displayed", displayed)
+    return _proved(value >= decimal, value, displayed, "smaller")
 
 
 def sqrt_up(value: Fraction | int, displayed: str) -> Fraction:
@@ -54,8 +60,8 @@ def sqrt_up(value: Fraction | int, displayed: str) -> Fraction:
         >>> sqrt_up(2, "1.415")
         Fraction(283, 200)
     """
-    root = Fraction(displayed)
-    return _proved(root >= 0 and 0 <= _exact(value) <= root**2, value, displayed, "larger")
+    value, root = _exact("value", value), _exact("displayed", displayed)
+    return _proved(root >= 0 and 0 <= value <= root**2, value, displayed, "larger")
 
 
 def sqrt_down(value: Fraction | int, displayed: str) -> Fraction:
@@ -65,20 +71,32 @@ def sqrt_down(value: Fraction | int, displayed: str) -> Fraction:
         >>> sqrt_down(2, "1.414")
         Fraction(707, 500)
     """
-    root = Fraction(displayed)
-    return _proved(root >= 0 and _exact(value) >= root**2, value, displayed, "smaller")
+    value, root = _exact("value", value), _exact("displayed", displayed)
+    return _proved(root >= 0 and value >= root**2, value, displayed, "smaller")
 
 
-def _exact(value: Fraction | int) -> Fraction:
-    if not isinstance(value, (Fraction, int)):
-        raise TypeError(f"Invalid value={value!r}: it is not exact. Use a Fraction, as Q('0.1').")
-    return Fraction(value)
+NUMBER = re.compile(
+    r"[+-]?(\d{1,1000}/0*[1-9]\d{0,1000}|(\d{1,1000}\.?\d{0,1000}|\.\d{1,1000})(e[+-]?\d{1,3})?)",
+    re.ASCII | re.IGNORECASE,
+)
+"""What ``Fraction`` reads, but for numbers so long that it would take hours."""
 
 
-def _proved(holds: bool, value: Fraction | int, displayed: str, other: str) -> Fraction:
+def _exact(name: str, value: object) -> Fraction:
+    if isinstance(value, str):
+        if not NUMBER.fullmatch(value.strip()):
+            refuse(name, value, "not a decimal or a fraction", '"0.34" or "1/3"')
+        return Fraction(value)
+    if isinstance(value, bool) or not isinstance(value, Rational):
+        refuse(name, value, "it is not exact", "a Fraction, as Q('0.1')", error=TypeError)
+    return Fraction(int(value.numerator), int(value.denominator))
+
+
+def _proved(holds: bool, value: Fraction, displayed: object, other: str) -> Fraction:
     if not holds:
-        raise ValueError(
-            f"Invalid displayed={displayed!r}: on the wrong side, for {float(value):.8g}. "
-            f"Use a {other} decimal."
-        )
-    return Fraction(displayed)
+        try:
+            near = f"{float(value):.8g}"
+        except OverflowError:
+            near = "a number beyond all floats"
+        refuse("displayed", displayed, f"on the wrong side, for {near}", f"a {other} decimal")
+    return _exact("displayed", displayed)

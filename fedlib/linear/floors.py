@@ -2,14 +2,14 @@
 
 __all__ = ["one_step_floor", "span_floor", "worst_case_tasks"]
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
-from fedlib.linear._arrays import floats, norm2, orthonormal
-from fedlib.linear.tasks import LinearTasks
-
-ROUNDING = 1e-12
-"""A new direction shorter than this beside the longest head is taken for rounding."""
+from fedlib._checks import check_number
+from fedlib.linear._arrays import EPS, floats, norm2, orthonormal, scaled
+from fedlib.linear.tasks import LinearTasks, check_tasks
 
 
 def one_step_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
@@ -19,12 +19,20 @@ def one_step_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
     each iterate of D-GD stays in W, whatever the first head, step sizes and number of rounds.
     With c outputs, the columns of :math:`B_*\bar W^*` take the place of :math:`B_*\bar w^*`.
 
+    However short the mean head, its direction is counted, and lowers the floor: only a part that
+    rounding of the heads could have made (4e-16 of their size) counts as zero. In
+    arithmetic with rounding, bodies that have shrunk by as much may be found below the floor.
+
     Args:
         tasks: the clients' tasks.
-        B0: the server's first body, shape (d, k).
+        B0: the server's first body, shape (d, any number of columns).
 
     Returns:
         The floor, in [0, 1].
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))  # mean head 0
@@ -32,22 +40,29 @@ def one_step_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
         0.8
 
     Reference:
-        Theorems C(i) and C′(i). Chapter 5.
+        Theorem 5.1 (thm-one-step-floor) and Theorem 5.4 (thm-matrix-heads). Chapter 5.
     """
-    return _floor(tasks, B0, tasks.mean_head.reshape(tasks.k, -1))
+    check_tasks(tasks)
+    heads, _ = scaled(tasks.heads)
+    return _floor(tasks, B0, _mean(heads), _rounding(heads))
 
 
 def span_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
     r"""Distance that no number of local steps beats: W is the start and *all* :math:`\theta_i`.
 
-    It is zero when the heads span :math:`\mathbb R^k`. It holds for any participation.
+    It is zero when the heads span :math:`\mathbb R^k`. It holds for any participation. Directions
+    of heads that their rounding could have made do not count.
 
     Args:
         tasks: the clients' tasks.
-        B0: the server's first body, shape (d, k).
+        B0: the server's first body, shape (d, any number of columns).
 
     Returns:
         The floor, in [0, 1]; at most ``one_step_floor``.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> alike = LinearTasks(np.eye(4)[:, :2], np.array([[1.0, 0.0], [0.5, 0.0]]))
@@ -55,9 +70,12 @@ def span_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
         1.0
 
     Reference:
-        After Theorem B8. Chapter 7.
+        Proposition 8.1 (prop-span-floor). Chapter 8.
     """
-    return _floor(tasks, B0, np.moveaxis(tasks.heads, 0, -1).reshape(tasks.k, -1))
+    check_tasks(tasks)
+    heads, _ = scaled(tasks.heads)
+    U, s, _ = np.linalg.svd(np.moveaxis(heads, 0, -1).reshape(tasks.k, -1), full_matrices=False)
+    return _floor(tasks, B0, U * s, math.sqrt(tasks.num_clients) * _rounding(heads))
 
 
 def worst_case_tasks(
@@ -79,7 +97,9 @@ def worst_case_tasks(
         Tasks with these heads, and ``one_step_floor(tasks, B0)`` equal to ``distance``.
 
     Raises:
-        ValueError: if the mean head has rank k (one step can learn), or B0 has not.
+        TypeError: if an argument is of another type.
+        ValueError: if the mean head has rank k (one step can learn), or B0 has not; if shapes do
+            not fit, or ``distance`` is not a sine.
 
     Example:
         >>> tasks = worst_case_tasks(np.eye(4)[:, :2], np.eye(2), distance=0.9)
@@ -87,39 +107,61 @@ def worst_case_tasks(
         0.9
 
     Reference:
-        Theorems C(ii), C(iii) and C′(ii); their idea is Collins et al. (2022).
-        Chapter 5.
+        Theorem 5.2 (thm-one-step-worst-case), Theorem 5.3 (thm-one-step-mean-zero) and
+        Theorem 5.4 (thm-matrix-heads); their idea is Collins et al. (2022). Chapter 5.
     """
     B0 = floats("B0", B0, (None, None))
     d, k = B0.shape
-    outputs = (None,) if np.ndim(heads) == 3 else ()
-    heads = floats("heads", heads, (None, k, *outputs))
-    if not 0 <= distance <= 1:
-        raise ValueError(f"Invalid distance={distance}: a sine. Use 0 <= distance <= 1.")
+    heads = floats("heads", heads, None)
+    heads = floats("heads", heads, (None, k, None)[: max(2, heads.ndim)])
+    distance = check_number("distance", distance, least=0, most=1)
     if k >= d:
         raise ValueError(f"Invalid B0: k={k} columns fill d={d} dimensions. Use k < d.")
     Q = orthonormal(B0)
     if Q.shape[1] < k:
         raise ValueError(f"Invalid B0: its rank is {Q.shape[1]}. Use k={k} independent columns.")
-    U, s, _ = np.linalg.svd(heads.mean(axis=0).reshape(k, -1))
-    if len(s) == k and s[-1] > ROUNDING * np.abs(heads).max():
+    near, _ = scaled(heads)
+    U, s, _ = np.linalg.svd(_mean(near))
+    if len(s) == k and s[-1] > _rounding(near):
         raise ValueError(
             f"Invalid heads: their mean has rank k={k}, so one step can learn. "
             "Use heads of zero mean, or k >= 2 with one output."
         )
     row = np.argmin((Q**2).sum(axis=1))  # the unit vector farthest from the start
-    p = np.eye(d)[row]
+    p = np.zeros(d)
+    p[row] = 1
     for _ in range(2):  # twice, against rounding
         p = p - Q @ (Q.T @ p)
     Q[:, -1] = np.sqrt(1 - distance**2) * Q[:, -1] + distance * p / np.linalg.norm(p)
     return LinearTasks(Q @ U.T, heads)
 
 
-def _floor(tasks: LinearTasks, B0: np.ndarray, seen: np.ndarray) -> float:
-    """How far ``B_star`` sticks out of the span of B0 and ``B_star @ seen``."""
+def _mean(heads: np.ndarray) -> np.ndarray:
+    """The mean of the heads, each entry rounded once, shape (k, c).
+
+    A sum in floats may err by more than what is left of heads that nearly cancel.
+    """
+    columns = heads.reshape(len(heads), -1).T
+    mean = np.array([math.fsum(column) for column in columns]) / len(heads)
+    return mean.reshape(heads.shape[1], -1)
+
+
+def _rounding(heads: np.ndarray) -> float:
+    """How long a mean of heads may be that is zero but for their rounding."""
+    return 2 * EPS * float(np.linalg.norm(heads)) / math.sqrt(len(heads))
+
+
+def _floor(tasks: LinearTasks, B0: np.ndarray, seen: np.ndarray, rounding: float) -> float:
+    """How far ``B_star`` sticks out of the span of B0 and ``B_star @ seen``.
+
+    A direction too many makes the floor lower, one too few makes it wrong. So those alone are left
+    out that are within ``rounding``, or whose share of ``seen`` outside B0 is within the error of
+    computing it: then no body of a condition number below 1e10 can tell them from B0.
+    """
     Q = orthonormal(floats("B0", B0, (tasks.d, None)))
     new = tasks.B_star @ seen
+    error = 8 * EPS * math.sqrt(tasks.d) * float(norm2(seen))
     for _ in range(2):  # twice, against rounding
         new = new - Q @ (Q.T @ new)
-    W = np.column_stack([Q, orthonormal(new, at_least=ROUNDING * tasks.L_max)])
+    W = np.column_stack([Q, orthonormal(new, at_least=rounding + error)])
     return min(1.0, float(norm2(tasks.B_star - W @ (W.T @ tasks.B_star))))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from fedlib._checks import check_positive, check_positive_int
-from fedlib.linear._arrays import floats
-from fedlib.linear.tasks import LinearTasks
+from fedlib._checks import check_array, check_positive, check_positive_int
+from fedlib.linear._arrays import check_memory, floats, watched
+from fedlib.linear.tasks import LinearTasks, check_tasks
 
 
 class Round(NamedTuple):
@@ -53,10 +53,17 @@ def one_round(
         w: the head that they start from, shape (k,), or (k, c).
         local_steps: steps τ.
         lr: step size α.
-        clients: indices of those that take part; all, if None.
+        clients: indices of those that take part, from 0 to M - 1, one or more; a client that
+            occurs twice counts twice. All, if None.
 
     Returns:
         The round.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, shapes do not fit, or what is to be kept does not fit
+            into memory.
+        FloatingPointError: if the local steps stop being finite.
 
     Example:
         >>> tasks = LinearTasks.random(5, 2, num_clients=3, rng=np.random.default_rng(0))
@@ -67,37 +74,45 @@ def one_round(
         True
 
     Reference:
-        Collins et al. (2022). Proposition A2, Chapter 6.
+        Collins et al. (2022). Proposition 6.2 (prop-prior-signal). Chapter 6.
     """
-    check_positive_int("local_steps", local_steps)
-    check_positive("lr", lr)
-    lr = float(lr)
-    truth = tasks.heads if clients is None else tasks.heads[clients]
+    check_tasks(tasks)
+    local_steps, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
+    truth = tasks.heads if clients is None else tasks.heads[_positions(clients, tasks.num_clients)]
     truth = truth.reshape(*truth.shape[:2], -1)
     B = floats("B", B, tasks.B_star.shape)
     w = floats("w", w, tasks.heads.shape[1:])
-    m, k = truth.shape[:2]
-    theta = tasks.B_star @ truth
+    m, k, c = truth.shape
+    kept = 2 * (local_steps + 1) * (m * k * (tasks.d + c) + 50)  # and Python's own 50 an array
+    check_memory("local_steps", local_steps, kept, "fewer steps or clients, or linear.run")
     bodies = [np.repeat(B[None], m, axis=0)]
     heads = [np.repeat(w.reshape(1, k, -1), m, axis=0)]
     P, S = np.repeat(np.eye(k)[None], m, axis=0), np.zeros((m, k, k))
-    for _ in range(local_steps):
-        b, v = bodies[-1], heads[-1]
-        r, vT = b @ v - theta, v.transpose(0, 2, 1)
-        bodies.append(b - lr * r @ vT)
-        heads.append(v - lr * b.transpose(0, 2, 1) @ r)
-        P = P - lr * (P @ v) @ vT
-        S = S - lr * (S @ v) @ vT + lr * truth @ vT
-    if not np.isfinite(heads[-1]).all() or not np.isfinite(bodies[-1]).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        theta = tasks.B_star @ truth
+        for _ in watched(local_steps, "local steps"):
+            b, v = bodies[-1], heads[-1]
+            r, vT = b @ v - theta, v.transpose(0, 2, 1)
+            bodies.append(b - lr * r @ vT)
+            heads.append(v - lr * b.transpose(0, 2, 1) @ r)
+            P = P - lr * (P @ v) @ vT
+            S = S - lr * (S @ v) @ vT + lr * truth @ vT
+        means = [array.mean(axis=0) for array in (bodies[-1], heads[-1], P, S)]
+    if not all(np.isfinite(array).all() for array in (*means, bodies[-1], heads[-1])):
         raise FloatingPointError(
             f"The local steps diverged. Use an lr smaller than {lr}, or a smaller body."
         )
     steps = np.stack(heads).reshape(local_steps + 1, m, *w.shape)
-    return Round(
-        bodies[-1].mean(axis=0),
-        steps[-1].mean(axis=0),
-        np.stack(bodies),
-        steps,
-        P.mean(axis=0),
-        S.mean(axis=0),
-    )
+    return Round(means[0], means[1].reshape(w.shape), np.stack(bodies), steps, *means[2:])
+
+
+def _positions(clients: np.ndarray, num_clients: int) -> np.ndarray:
+    """Return positions of clients, one or more, that exist."""
+    clients = check_array("clients", check_array("clients", clients, (None,)), kinds="iu")
+    for i in (clients.min(), clients.max()):
+        if not 0 <= i < num_clients:
+            raise ValueError(
+                f"Invalid clients: there is no client {i} among {num_clients}. "
+                f"Use positions from 0 to {num_clients - 1}."
+            )
+    return clients

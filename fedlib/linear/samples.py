@@ -2,11 +2,20 @@
 
 __all__ = ["fine_tuning_risk", "fine_tuning_threshold", "head_step_risk", "scratch_risk"]
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from fedlib._checks import check_positive, check_positive_int
-from fedlib.linear._arrays import floats, orthonormal
+from fedlib._checks import (
+    LARGEST_INT,
+    check_array,
+    check_int,
+    check_number,
+    check_positive,
+    check_positive_int,
+)
+from fedlib.linear._arrays import EPS, floats, orthonormal, rescaled, scaled
 
 Samples = Int[np.ndarray, "*n"] | int
 
@@ -36,18 +45,25 @@ def fine_tuning_risk(
         The risk for each n; infinite for k - 1 ≤ n ≤ k + 1 (unless there is no error to fit).
         For n < k - 1 it is that of the shortest interpolating head in orthonormal coordinates.
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or shapes do not fit.
+
     Example:
         >>> B, theta = np.eye(20)[:, :2], np.eye(20)[0]
         >>> fine_tuning_risk(B, theta, num_samples=np.array([3, 13, 103]), noise_std=1.0)
         array([ inf, 0.2 , 0.02])
 
     Reference:
-        Theorem E(1). Chapter 10.
+        Theorem 10.1 (thm-fine-tuning), part 1. Chapter 10.
     """
-    Q, theta, noise = _client(B, theta, noise_std)
+    Q = _basis(floats("B", B, (None, None)))
+    theta, std, silent, exponent = _client(theta, len(Q), noise_std)
     inside = Q.T @ theta
     missed = _missed(theta, Q @ inside)
-    return missed + _least_squares(Q.shape[1], inside @ inside, noise + missed, num_samples)
+    noise = None if silent and missed == 0 else std**2 + missed
+    risk = missed + _least_squares(Q.shape[1], inside @ inside, noise, num_samples)
+    return rescaled(risk, 2 * exponent)
 
 
 def scratch_risk(
@@ -69,16 +85,21 @@ def scratch_risk(
     Returns:
         The risk for each n; infinite for d - 1 ≤ n ≤ d + 1 (unless σ = 0).
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or shapes do not fit.
+
     Example:
         >>> scratch_risk(20, np.eye(20)[0], num_samples=np.array([10, 20, 31]), noise_std=1.0)
         array([1.61111111,        inf, 2.        ])
 
     Reference:
-        Theorem E(2). Chapter 10.
+        Theorem 10.1 (thm-fine-tuning), part 2. Chapter 10.
     """
-    check_positive_int("d", d)
-    _, theta, noise = _client(np.eye(d)[:, :1], theta, noise_std)
-    return _least_squares(d, theta @ theta, noise, num_samples)
+    d = check_positive_int("d", d)
+    theta, std, silent, exponent = _client(theta, d, noise_std)
+    risk = _least_squares(d, theta @ theta, None if silent else std**2, num_samples)
+    return rescaled(risk, 2 * exponent)
 
 
 def head_step_risk(
@@ -110,6 +131,10 @@ def head_step_risk(
     Returns:
         The risk for each n.
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or shapes do not fit.
+
     Example:
         >>> B, theta = np.eye(20)[:, :2], np.eye(20)[0]
         >>> risk = head_step_risk(B, np.zeros(2), theta, num_samples=100, noise_std=1.0, lr=1.0)
@@ -117,21 +142,32 @@ def head_step_risk(
         0.05
 
     Reference:
-        Theorem E(3). Chapter 10.
+        Theorem 10.1 (thm-fine-tuning), part 3. Chapter 10.
     """
-    check_positive("lr", lr)
-    lr = float(lr)
-    Q, theta, noise = _client(B, theta, noise_std)
+    lr = check_positive("lr", lr)
+    B = floats("B", B, (None, None))
+    Q = _basis(B)
+    theta, std, _, exponent = _client(theta, len(Q), noise_std)
     n = _counts(num_samples)
-    w = floats("w", w, (Q.shape[1],))
+    w, w_exponent = scaled(floats("w", w, (Q.shape[1],)))
+    B, B_exponent = scaled(B)
+    size, lr_exponent = scaled(np.array(lr))
     R = Q.T @ B
-    H = lr * R @ R.T  # the step in orthonormal coordinates
+    H = size * R @ R.T  # the step in orthonormal coordinates, but for a power of two
+    begin = R @ w
     inside = Q.T @ theta
     missed = _missed(theta, Q @ inside)
-    x = R @ w - inside
+    # All lengths over one power of two, at which the largest of them, steps included, is ordinary.
+    power, begun = lr_exponent + 2 * B_exponent, B_exponent + w_exponent
+    whole = max(begun, exponent) if begin.any() else exponent
+    top = max(power, 0)
+    x = rescaled(begin, begun - whole - top) - rescaled(inside, exponent - whole - top)
+    noise, missed = (rescaled(v, 2 * (exponent - whole - top)) for v in (std**2, missed))
+    y, loud = rescaled(x, power), rescaled(noise + missed, 2 * power)
     # E[Ĝ M Ĝ] = (1 + 1/n) M + tr(M)/n I for Ĝ = GᵀG/n with n standard normal rows.
-    quadratic = (1 + 1 / n) * np.sum((H @ x) ** 2) + np.sum(H**2) * (x @ x) / n
-    return missed + x @ x - 2 * x @ H @ x + quadratic + np.sum(H**2) * (noise + missed) / n
+    spread = np.sum((H @ y) ** 2) + np.sum(H**2) * (y @ y + loud)
+    risk = missed + np.sum((x - H @ y) ** 2) + spread / n
+    return rescaled(risk, 2 * (whole + top))
 
 
 def fine_tuning_threshold(
@@ -152,65 +188,78 @@ def fine_tuning_threshold(
     Returns:
         The squared error :math:`d_w^2` at which both are equally good, for each n.
 
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if one is out of range, or shapes do not fit.
+
     Example:
         >>> round(float(fine_tuning_threshold(20, 2, num_samples=30, noise_std=0.5)), 9)
         0.5
 
     Reference:
-        Theorem E. Chapter 10.
+        Corollary 10.1 (cor-fine-tuning-threshold). Chapter 10.
     """
-    if not 1 <= k < d:
-        raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k < d.")
+    d = check_int("d", d, minimum=2)
+    k = check_int("k", k, minimum=1, maximum=d - 1)
     n = _counts(num_samples)
     if np.any(n <= d + 1):
         raise ValueError(
             f"Invalid num_samples={np.min(n)}: from scratch, d={d} inputs need more. "
             f"Use num_samples >= {d + 2}."
         )
-    return _variance(noise_std) * (d - k) / (n - d - 1)
+    std, exponent = scaled(np.array(check_number("noise_std", noise_std, least=0)))
+    return rescaled(float(std) ** 2 * (d - k) / (n - d - 1), 2 * exponent)
 
 
 def _least_squares(
-    p: int, signal: float, noise: float, num_samples: Samples
+    p: int, signal: float, noise: float | None, num_samples: Samples
 ) -> Float[np.ndarray, "*n"] | float:
-    """Risk of (shortest) least squares with p standard normal inputs."""
+    """Risk of (shortest) least squares with p standard normal inputs; no noise is None."""
     n = _counts(num_samples)
     unseen = np.maximum(0.0, 1 - n / p) * signal
-    if noise == 0:
+    if noise is None:
         return unseen + 0.0
     gap = np.where(n >= p, n - p - 1, p - n - 1)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         fitted = np.where(gap > 0, noise * np.minimum(n, p) / gap, np.inf)
     return unseen + fitted
 
 
-def _client(
-    B: np.ndarray, theta: np.ndarray, noise_std: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Validate; return an orthonormal basis of B's columns, theta, and the noise's variance."""
-    B = floats("B", B, (None, None))
+def _basis(B: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis of the columns of B, refusing dependent ones."""
     Q = orthonormal(B)
     if Q.shape[1] < B.shape[1]:
         raise ValueError(
             f"Invalid B: its rank is {Q.shape[1]}. Use k={B.shape[1]} independent columns."
         )
-    return Q, floats("theta", theta, (len(B),)), _variance(noise_std)
+    return Q
 
 
-def _variance(noise_std: float) -> float:
-    if not (noise_std >= 0 and np.isfinite(noise_std)):
-        raise ValueError(f"Invalid noise_std={noise_std}: negative. Use noise_std >= 0.")
-    return float(noise_std) ** 2
+class _Client(NamedTuple):
+    """A client in units of a power of two, in which its lengths are ordinary."""
+
+    theta: np.ndarray
+    noise_std: float
+    silent: bool
+    exponent: int
+
+
+def _client(theta: np.ndarray, d: int, noise_std: float) -> _Client:
+    theta = floats("theta", theta, (d,))
+    noise_std = check_number("noise_std", noise_std, least=0)
+    both, exponent = scaled(np.append(theta, noise_std))
+    return _Client(both[:-1], float(both[-1]), noise_std == 0, exponent)
 
 
 def _missed(theta: np.ndarray, seen: np.ndarray) -> float:
     """Squared length of what a body misses; rounding does not count."""
     missed = float(np.sum((theta - seen) ** 2))
-    return missed if missed > (len(theta) * np.finfo(float).eps) ** 2 * (theta @ theta) else 0.0
+    return missed if missed > (len(theta) * EPS) ** 2 * (theta @ theta) else 0.0
 
 
 def _counts(num_samples: Samples) -> np.ndarray:
-    n = np.asarray(num_samples)
-    if n.dtype.kind not in "iu" or np.any(n < 1):
-        raise ValueError(f"Invalid num_samples={num_samples}: counts. Use whole numbers >= 1.")
+    n = check_array("num_samples", num_samples, kinds="iu")
+    if np.any(n < 1) or np.any(n > LARGEST_INT):
+        shown = num_samples if n.ndim == 0 else f"{n.min()} … {n.max()}"
+        raise ValueError(f"Invalid num_samples={shown}: counts. Use whole numbers >= 1.")
     return n.astype(np.int64)

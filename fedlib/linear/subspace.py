@@ -5,7 +5,7 @@ __all__ = ["principal_angles", "sines", "subspace_distance"]
 import numpy as np
 from jaxtyping import Float
 
-from fedlib.linear._arrays import floats, norm2, orthonormal
+from fedlib.linear._arrays import check_memory, floats, norm2, orthonormal, scaled
 
 OVERWRITTEN = 1e-10
 """A singular value this small beside the largest: rounding has the say in its direction."""
@@ -19,9 +19,11 @@ def subspace_distance(B: Float[np.ndarray, "d k"], B_star: Float[np.ndarray, "d 
         B_star: orthonormal columns, shape (d, k_star).
 
     Returns:
-        A number in [0, 1]; 1 if the rank of B is less than k_star.
+        A number in [0, 1]; 1 if the rank of B is less than k_star. Singular values of B that
+        rounding of the largest could have made count as zero.
 
     Raises:
+        TypeError: if a matrix does not hold real numbers.
         ValueError: if shapes do not fit, or the columns of ``B_star`` are not orthonormal.
 
     Example:
@@ -31,7 +33,7 @@ def subspace_distance(B: Float[np.ndarray, "d k"], B_star: Float[np.ndarray, "d 
         (0.6, 1.0)
 
     Reference:
-        Collins et al. (2022), Definition 2. Chapter 4.
+        Definition 4.1 (def-subspace-distance), after Collins et al. (2022). Chapter 4.
     """
     Q, B_star = _bases(B, B_star)
     if Q.shape[1] < B_star.shape[1]:
@@ -53,6 +55,10 @@ def principal_angles(
 
     Returns:
         Angles in [0, π/2], shape (k_star,); a missing direction of B counts as a right angle.
+
+    Raises:
+        TypeError: if a matrix does not hold real numbers.
+        ValueError: if shapes do not fit, or the columns of ``B_star`` are not orthonormal.
 
     Example:
         >>> B_star = np.eye(3)[:, :2]
@@ -87,7 +93,9 @@ def sines(
         One distance per round.
     """
     k = A.shape[-1]
-    U, s, _ = np.linalg.svd(np.concatenate([A, Z], axis=-2), full_matrices=False)
+    both, _ = scaled(np.concatenate([A, Z], axis=-2), (-2, -1))
+    A, Z = both[..., :k, :], both[..., k:, :]
+    U, s, _ = np.linalg.svd(both, full_matrices=False)
     sine = np.where(s[..., -1] > OVERWRITTEN * s[..., 0], norm2(U[..., k:, :]), 1.0)
     small = sine < 0.5
     tangent = norm2(Z[small] @ np.linalg.inv(A[small]))
@@ -103,8 +111,10 @@ def _bases(B: np.ndarray, B_star: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def truth(B_star: np.ndarray) -> np.ndarray:
     """Return ``B_star`` as float64, refusing columns that are not orthonormal."""
     B_star = floats("B_star", B_star, (None, None))
-    error = np.abs(B_star.T @ B_star - np.eye(B_star.shape[1])).max()
-    if error > 1e-10:
+    check_memory("B_star", B_star, B_star.shape[1] ** 2, "fewer columns")
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(B_star.T @ B_star - np.eye(B_star.shape[1])).max()
+    if not error <= 1e-10:
         raise ValueError(
             f"Invalid B_star: its columns are not orthonormal, by {error:.1e}. "
             "Use np.linalg.qr(B_star)[0]."

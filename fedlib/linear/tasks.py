@@ -1,16 +1,30 @@
 """The clients' regression tasks: a shared subspace, and one head each."""
 
-__all__ = ["LinearTasks", "matched_start"]
+__all__ = ["LinearTasks", "check_tasks", "matched_start"]
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 
-from fedlib._checks import check_positive, check_positive_int, check_rng
-from fedlib.linear._arrays import floats
+from fedlib._checks import (
+    check_number,
+    check_positive,
+    check_positive_int,
+    check_rng,
+    check_type,
+    refuse,
+)
+from fedlib.linear._arrays import EPS, check_memory, floats, least_singular, rescaled, scaled
 from fedlib.linear.subspace import truth
+
+LARGEST_CONDITION = 1e12
+"""Beyond, float64 holds too few digits of the least eigenvalue of the heads' covariance."""
+
+LARGEST_SPREAD = 1e9
+"""Largest length of a head beside the least spread of heads: nine of float64's sixteen digits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +49,7 @@ class LinearTasks:
         (array([0.5, 0.5]), 0.0)
 
     Reference:
-        Collins et al. (2022). Chapter 4.
+        Collins et al. (2022). Proposition 4.1 (prop-population-loss). Chapter 4.
     """
 
     B_star: Float[np.ndarray, "d k"]
@@ -46,8 +60,8 @@ class LinearTasks:
         d, k = B_star.shape
         if k >= d:
             raise ValueError(f"Invalid B_star: k={k} columns fill d={d} dimensions. Use k < d.")
-        outputs = (None,) if np.ndim(self.heads) == 3 else ()
-        heads = floats("heads", self.heads, (None, k, *outputs)).copy()
+        heads = floats("heads", self.heads, None)
+        heads = floats("heads", heads, (None, k, None)[: max(2, heads.ndim)]).copy()
         if not heads.any():
             raise ValueError("Invalid heads: all are zero. Use at least one other head.")
         for name, array in {"B_star": B_star, "heads": heads}.items():
@@ -69,21 +83,26 @@ class LinearTasks:
         r"""Draw tasks whose heads have the mean and covariance asked for, exactly.
 
         Gaussian heads are centred and whitened, stretched, moved, and scaled so that the longest
-        has norm 1.
+        has norm 1. Rounding leaves a relative error of about ``1e-15 * condition**0.5`` in the
+        spread of heads in their least direction, and as much again for a mean head of size 1.
 
         Args:
             d: inputs.
             k: features, less than d.
             num_clients: clients M, more than k (with c outputs: M c > k + c - 1).
             rng: draws subspace and heads.
-            condition: largest over least eigenvalue of the heads' covariance, at least 1; those
-                between are in geometric progression.
+            condition: largest over least eigenvalue of the heads' covariance, from 1 to 1e12;
+                those between are in geometric progression.
             mean_size: norm of the mean head, as a multiple of the root mean square distance of
-                heads from it.
+                heads from it; at most ``1e9 / condition**0.5``.
             num_outputs: columns c of each head; None gives vectors.
 
         Returns:
             The tasks.
+
+        Raises:
+            TypeError: if an argument is of another type.
+            ValueError: if one is out of range, or the tasks do not fit into memory.
 
         Example:
             >>> rng = np.random.default_rng(0)
@@ -93,23 +112,29 @@ class LinearTasks:
             (4.0, 1.0)
         """
         check_rng(rng)
-        for name, value in {"d": d, "k": k, "num_clients": num_clients}.items():
-            check_positive_int(name, value)
+        d, k = check_positive_int("d", d), check_positive_int("k", k)
+        num_clients = check_positive_int("num_clients", num_clients)
+        condition = check_number("condition", condition, least=1, most=LARGEST_CONDITION)
+        largest = LARGEST_SPREAD / math.sqrt(condition)
+        mean_size = check_number("mean_size", mean_size, least=0, most=largest)
+        outputs = ()
+        if num_outputs is not None:
+            outputs = (check_positive_int("num_outputs", num_outputs),)
         if k >= d:
-            raise ValueError(f"Invalid k={k}: there are d={d} inputs. Use k < d.")
-        if not (condition >= 1 and np.isfinite(condition)):
-            raise ValueError(f"Invalid condition={condition}: less than 1. Use condition >= 1.")
-        if not (mean_size >= 0 and np.isfinite(mean_size)):
-            raise ValueError(f"Invalid mean_size={mean_size}: negative. Use mean_size >= 0.")
-        outputs = () if num_outputs is None else (num_outputs,)
-        if (num_clients - 1) * int(np.prod(outputs)) < k:
-            raise ValueError(
-                f"Invalid num_clients={num_clients}: too few heads to vary in k={k} directions. "
-                f"Use num_clients >= {k + 1}."
-            )
+            refuse("k", k, f"there are d={d} inputs", "k < d")
+        c = math.prod(outputs)
+        if (num_clients - 1) * c < k:
+            why = f"too few heads to vary in k={k} directions"
+            refuse("num_clients", num_clients, why, f"num_clients >= {-(-k // c) + 1}")
+        check_memory("d", d, 2 * d * k, "fewer inputs or features")
+        check_memory("num_clients", num_clients, 3 * num_clients * k * c, "fewer clients")
         heads = rng.standard_normal((num_clients, k, *outputs))
         heads -= heads.mean(axis=0)
         values, vectors = np.linalg.eigh(_moment(heads))
+        if not values[-1] < 1e4 * values[0]:  # few heads: squares would lose too many digits
+            U = np.linalg.svd(_rows(heads), full_matrices=False)[0] * math.sqrt(num_clients)
+            heads = np.moveaxis(U.reshape(num_clients, *outputs, k), -1, 1)
+            values, vectors = np.linalg.eigh(_moment(heads))
         turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
         stretch = turn * np.geomspace(1.0, condition**-0.5, k) @ turn.T
         heads = np.einsum("jk,ik...->ij...", stretch @ (vectors * values**-0.5) @ vectors.T, heads)
@@ -135,38 +160,68 @@ class LinearTasks:
         return len(self.heads)
 
     @cached_property
+    def _scaled(self) -> tuple[np.ndarray, int]:
+        """The heads over a power of two, and its exponent: 0 unless they are tiny or huge."""
+        return scaled(self.heads)
+
+    @cached_property
+    def _longest(self) -> float:
+        """Norm of the longest of the scaled heads."""
+        return float(np.linalg.norm(self._scaled[0].reshape(self.num_clients, -1), axis=1).max())
+
+    @property
     def L_max(self) -> float:
         """Norm of the longest head (of a matrix, Frobenius)."""
-        return float(np.linalg.norm(self.heads.reshape(self.num_clients, -1), axis=1).max())
+        return float(rescaled(self._longest, self._scaled[1]))
 
     @cached_property
     def mean_head(self) -> Float[np.ndarray, "k *c"]:
         """The mean of all heads: all that one local step sees (Chapter 5)."""
-        return _frozen(self.heads.mean(axis=0))
+        heads, exponent = self._scaled
+        return _frozen(rescaled(heads.mean(axis=0), exponent))
 
     @cached_property
     def head_covariance(self) -> Float[np.ndarray, "k k"]:
         r"""Covariance of the heads, :math:`\frac1M\sum_i(w_i^*-\bar w^*)(w_i^*-\bar w^*)^\top`."""
-        return _frozen(_moment(self.heads - self.mean_head))
+        heads, exponent = self._scaled
+        return _frozen(rescaled(_moment(heads - heads.mean(axis=0)), 2 * exponent))
 
     @cached_property
     def second_moment(self) -> Float[np.ndarray, "k k"]:
         r"""Uncentred moment of the heads, :math:`\frac1M\sum_iw_i^*w_i^{*\top}`."""
-        return _frozen(_moment(self.heads))
+        heads, exponent = self._scaled
+        return _frozen(rescaled(_moment(heads), 2 * exponent))
 
     @cached_property
     def diversity(self) -> float:
-        """Least eigenvalue μ² of the heads' covariance; zero if they lie in a hyperplane."""
-        return max(0.0, float(np.linalg.eigvalsh(self.head_covariance)[0]))
+        """Least eigenvalue μ² of the heads' covariance; zero if they lie in a hyperplane.
+
+        It is computed from singular values of the centred heads, whose digits squaring would lose
+        (Proposition 4.6, prop-diversity). What rounding could have made counts as zero.
+        """
+        heads, exponent = self._scaled
+        square, _ = least_singular(_rows(heads - heads.mean(axis=0)))
+        return float(rescaled(square / self.num_clients, 2 * exponent))
+
+    @cached_property
+    def proven_diversity(self) -> float:
+        """Diversity over L_max², rounded down: a certificate may rest on it."""
+        heads, _ = self._scaled
+        square, rounding = least_singular(_rows(heads - heads.mean(axis=0)))
+        share = max(0.0, math.sqrt(square) - rounding) / self._longest
+        return max(0.0, share**2 / self.num_clients - (self.num_clients * EPS) ** 2)
 
     @cached_property
     def theta(self) -> Float[np.ndarray, "M d *c"]:
         r"""The clients' regression vectors :math:`\theta_i=B_*w_i^*`."""
-        return _frozen(np.einsum("dk,mk...->md...", self.B_star, self.heads))
+        heads, exponent = self._scaled
+        size = self.heads.size // self.k * self.d
+        check_memory("tasks", self, size, "fewer inputs or clients")
+        return _frozen(rescaled(np.einsum("dk,mk...->md...", self.B_star, heads), exponent))
 
     def normalised(self) -> "LinearTasks":
         """Return the same tasks in units in which the longest head has norm 1 (Chapter 6)."""
-        return LinearTasks(self.B_star, self.heads / self.L_max)
+        return LinearTasks(self.B_star, self._scaled[0] / self._longest)
 
     def private_orders(self, *, rng: np.random.Generator) -> "LinearTasks":
         """Return tasks in which every client's outputs come in its own random order.
@@ -194,8 +249,8 @@ def matched_start(
     Args:
         tasks: gives the true subspace.
         lr: step size α of the runs to come.
-        distance: sine of the largest principal angle, in [0, 1]; the other sines are uniform
-            below it.
+        distance: sine of the largest principal angle, in [0, 1], reached to rounding (1e-16);
+            the other sines are uniform below it.
         rng: draws the directions.
 
     Returns:
@@ -209,13 +264,12 @@ def matched_start(
         True
 
     Reference:
-        The start of Theorem B. Chapter 7.
+        The start of Theorem 7.1 (thm-representation). Chapter 7.
     """
-    check_positive("lr", lr)
-    lr = float(lr)
+    check_tasks(tasks)
+    lr = check_positive("lr", lr)
+    distance = check_number("distance", distance, least=0, most=1)
     check_rng(rng)
-    if not 0 <= distance <= 1:
-        raise ValueError(f"Invalid distance={distance}: a sine. Use 0 <= distance <= 1.")
     d, k = tasks.B_star.shape
     num = min(k, d - k)
     sine = np.zeros(k)
@@ -228,10 +282,24 @@ def matched_start(
     return Q @ np.linalg.qr(rng.standard_normal((k, k)))[0] / np.sqrt(lr)
 
 
+def check_tasks(tasks: object) -> LinearTasks:
+    """Return tasks.
+
+    Raises:
+        TypeError: if they are something else.
+    """
+    return check_type("tasks", tasks, LinearTasks, "Use linear.LinearTasks(B_star, heads).")
+
+
 def _frozen(array: np.ndarray) -> np.ndarray:
     """Make an array read-only, so that what is cached stays what it was."""
     array.setflags(write=False)
     return array
+
+
+def _rows(heads: np.ndarray) -> np.ndarray:
+    """The columns of all heads as rows, shape (M c, k)."""
+    return np.moveaxis(heads, 1, -1).reshape(-1, heads.shape[1])
 
 
 def _moment(heads: np.ndarray) -> np.ndarray:
