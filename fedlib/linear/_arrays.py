@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from fedlib._checks import check_array, refuse
 
 EPS = float(np.finfo(np.float64).eps)
-ORDINARY = 200
-"""Numbers between 2^-200 and 2^200 are not rescaled: products of four of them stay finite."""
+ORDINARY = 100
+"""Numbers between 2^-100 and 2^100 are not rescaled: squares of five of them stay finite."""
 
 
 def floats(name: str, value: object, shape: Sequence[int | None] | None) -> np.ndarray:
@@ -57,7 +57,7 @@ def scaled(
     exponent = np.where(np.abs(exponent) <= ORDINARY, 0, exponent)
     if not exponent.any():
         return A, 0
-    return np.ldexp(A, -exponent), exponent if axis else int(exponent)
+    return np.asarray(np.ldexp(A, -exponent)), exponent if axis else int(exponent)
 
 
 def rescaled(A: np.ndarray | float, exponent: np.ndarray | int) -> np.ndarray | float:

@@ -219,7 +219,7 @@ def guarantee(
         ...     tasks, np.array([[0.8], [0.6], [0]]) / lr**0.5, local_steps=10, lr=lr
         ... )
         >>> promise.holds, promise.rounds(0.01)
-        (True, 1718)
+        (True, 1716)
 
     Reference:
         Theorem 7.1 (thm-representation), after Collins et al. (2022). Chapter 7.

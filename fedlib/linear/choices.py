@@ -89,10 +89,10 @@ def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float
     square, _ = least_singular(np.moveaxis(rows, 1, -1).reshape(-1, tasks.k))
     unit = float(rescaled(lr, exponent))
     lost = product(unit, unit, square)
-    if lost > 1:
+    if lost > 1 + 4 * EPS:
         why = f"the first-order formula 1 - {lost:.3g} is no factor"
         refuse("lr", lr, why, f"lr <= {lr / math.sqrt(lost):.3g}")
-    return 1 - lost
+    return max(0.0, 1 - lost)
 
 
 class Cohort(NamedTuple):

@@ -2,6 +2,7 @@
 
 __all__ = ["fine_tuning_risk", "fine_tuning_threshold", "head_step_risk", "scratch_risk"]
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,12 +59,13 @@ def fine_tuning_risk(
         Theorem 10.1 (thm-fine-tuning), part 1. Chapter 10.
     """
     Q = _basis(floats("B", B, (None, None)))
-    theta, std, silent, exponent = _client(theta, len(Q), noise_std)
-    inside = Q.T @ theta
-    missed = _missed(theta, Q @ inside)
-    noise = None if silent and missed == 0 else std**2 + missed
-    risk = missed + _least_squares(Q.shape[1], inside @ inside, noise, num_samples)
-    return rescaled(risk, 2 * exponent)
+    client, k = _client(theta, len(Q), noise_std), Q.shape[1]
+    inside = Q.T @ client.theta
+    missed = _missed(client.theta, Q @ inside)
+    return client.risk(
+        lambda noise: missed + _least_squares(k, inside @ inside, noise + missed, num_samples),
+        lambda noise: _least_squares(k, 0.0, noise, num_samples),
+    )
 
 
 def scratch_risk(
@@ -97,9 +99,12 @@ def scratch_risk(
         Theorem 10.1 (thm-fine-tuning), part 2. Chapter 10.
     """
     d = check_positive_int("d", d)
-    theta, std, silent, exponent = _client(theta, d, noise_std)
-    risk = _least_squares(d, theta @ theta, None if silent else std**2, num_samples)
-    return rescaled(risk, 2 * exponent)
+    client = _client(theta, d, noise_std)
+    signal = client.theta @ client.theta
+    return client.risk(
+        lambda noise: _least_squares(d, signal, noise, num_samples),
+        lambda noise: _least_squares(d, 0.0, noise, num_samples),
+    )
 
 
 def head_step_risk(
@@ -147,27 +152,27 @@ def head_step_risk(
     lr = check_positive("lr", lr)
     B = floats("B", B, (None, None))
     Q = _basis(B)
-    theta, std, _, exponent = _client(theta, len(Q), noise_std)
-    n = _counts(num_samples)
+    client, n = _client(theta, len(Q), noise_std), _counts(num_samples)
     w, w_exponent = scaled(floats("w", w, (Q.shape[1],)))
     B, B_exponent = scaled(B)
     size, lr_exponent = scaled(np.array(lr))
     R = Q.T @ B
     H = size * R @ R.T  # the step in orthonormal coordinates, but for a power of two
-    begin = R @ w
-    inside = Q.T @ theta
-    missed = _missed(theta, Q @ inside)
+    begin, inside = R @ w, Q.T @ client.theta
+    missed = _missed(client.theta, Q @ inside)
     # All lengths over one power of two, at which the largest of them, steps included, is ordinary.
     power, begun = lr_exponent + 2 * B_exponent, B_exponent + w_exponent
-    whole = max(begun, exponent) if begin.any() else exponent
-    top = max(power, 0)
-    x = rescaled(begin, begun - whole - top) - rescaled(inside, exponent - whole - top)
-    noise, missed = (rescaled(v, 2 * (exponent - whole - top)) for v in (std**2, missed))
+    parts = [(begin, begun), (client.theta, client.exponent)]
+    parts += [(np.array([client.noise_std]), client.noise_exponent)]
+    top = max([e for part, e in parts if part.any()], default=0) + max(power, 0)
+    x = rescaled(begin, begun - top) - rescaled(inside, client.exponent - top)
+    missed = rescaled(missed, 2 * (client.exponent - top))
+    noise = rescaled(client.noise_std**2, 2 * (client.noise_exponent - top))
     y, loud = rescaled(x, power), rescaled(noise + missed, 2 * power)
     # E[Ĝ M Ĝ] = (1 + 1/n) M + tr(M)/n I for Ĝ = GᵀG/n with n standard normal rows.
     spread = np.sum((H @ y) ** 2) + np.sum(H**2) * (y @ y + loud)
     risk = missed + np.sum((x - H @ y) ** 2) + spread / n
-    return rescaled(risk, 2 * (whole + top))
+    return rescaled(risk, 2 * top)
 
 
 def fine_tuning_threshold(
@@ -212,12 +217,12 @@ def fine_tuning_threshold(
 
 
 def _least_squares(
-    p: int, signal: float, noise: float | None, num_samples: Samples
+    p: int, signal: float, noise: float, num_samples: Samples
 ) -> Float[np.ndarray, "*n"] | float:
-    """Risk of (shortest) least squares with p standard normal inputs; no noise is None."""
+    """Risk of (shortest) least squares with p standard normal inputs."""
     n = _counts(num_samples)
     unseen = np.maximum(0.0, 1 - n / p) * signal
-    if noise is None:
+    if noise == 0:
         return unseen + 0.0
     gap = np.where(n >= p, n - p - 1, p - n - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -236,19 +241,26 @@ def _basis(B: np.ndarray) -> np.ndarray:
 
 
 class _Client(NamedTuple):
-    """A client in units of a power of two, in which its lengths are ordinary."""
+    """A regression vector and a noise, each over a power of two if it is tiny or huge."""
 
     theta: np.ndarray
-    noise_std: float
-    silent: bool
     exponent: int
+    noise_std: float
+    noise_exponent: int
+
+    def risk(self, of_both: Callable, of_noise: Callable) -> np.ndarray | float:
+        """Return a risk, which is linear in the noise's variance, from its two parts."""
+        variance = self.noise_std**2
+        if self.exponent == self.noise_exponent:
+            return rescaled(of_both(variance), 2 * self.exponent)
+        alone = rescaled(of_noise(variance), 2 * self.noise_exponent)
+        return rescaled(of_both(0.0), 2 * self.exponent) + alone
 
 
 def _client(theta: np.ndarray, d: int, noise_std: float) -> _Client:
     theta = floats("theta", theta, (d,))
-    noise_std = check_number("noise_std", noise_std, least=0)
-    both, exponent = scaled(np.append(theta, noise_std))
-    return _Client(both[:-1], float(both[-1]), noise_std == 0, exponent)
+    std, noise_exponent = scaled(np.array(check_number("noise_std", noise_std, least=0)))
+    return _Client(*scaled(theta), float(std), noise_exponent)
 
 
 def _missed(theta: np.ndarray, seen: np.ndarray) -> float:
