@@ -128,12 +128,12 @@ def test_rounds_before_the_first_are_refused():
 
 
 def test_a_step_beyond_all_bounds_is_promised_nothing():
-    promise = linear.guarantee(PAIR, matched(0.5, 1e-4), local_steps=2, lr=1e160)
+    promise = linear.guarantee(PAIR, matched(0.5, 1e160), local_steps=2, lr=1e160)
     assert not promise.holds
     assert promise.rate == promise.eta == math.inf
     assert promise.rounds(0.1) == promise.bound(7) == math.inf
     alike = linear.LinearTasks(np.eye(3)[:, :1], np.ones((2, 1)))
-    promise = linear.guarantee(alike, matched(0.5, 1e-4), local_steps=2, lr=1e160)
+    promise = linear.guarantee(alike, matched(0.5, 1e160), local_steps=2, lr=1e160)
     assert (promise.rate, promise.bound(9)) == (0, promise.D0)
 
 

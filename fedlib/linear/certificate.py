@@ -62,7 +62,7 @@ class Guarantee:
 
     ``print`` it to see the conditions. The numbers below follow from the formulas whether or not
     the conditions hold; they are promises only if ``holds``. Where rounding could decide, the
-    numbers err on the safe side: ``mu2`` is rounded down and ``D0`` up.
+    numbers err on the safe side: ``mu2`` and ``rho`` are rounded down.
 
     Attributes:
         conditions: the theorem's hypotheses, each with its value and bound.
@@ -241,8 +241,9 @@ def guarantee(
     b, exponent = scaled(B0)
     outside = norm2(b - tasks.B_star @ (tasks.B_star.T @ b))
     D0 = float(rescaled(math.sqrt(lr) * float(outside), exponent))
-    D0 = min(1.0, D0 * (1 + 16 * EPS))
-    E0 = (1 - D0) * (1 + D0)
+    D0 = min(1.0, D0)
+    above = min(1.0, D0 * (1 + 16 * EPS))  # what D0 is at most, but for rounding
+    E0 = (1 - above) * (1 + above)
     rho = E0 * mu2
     delta_bar = math.inf
     if rho > 0:

@@ -91,7 +91,8 @@ def asymptotic_rate(tasks: LinearTasks, *, local_steps: int, lr: float) -> float
     lost = product(unit, unit, square)
     if lost > 1 + 4 * EPS:
         why = f"the first-order formula 1 - {lost:.3g} is no factor"
-        refuse("lr", lr, why, f"lr <= {lr / math.sqrt(lost):.3g}")
+        most = rescaled(1 / math.sqrt(square), -exponent)
+        refuse("lr", lr, why, f"lr <= {most:.3g}")
     return max(0.0, 1 - lost)
 
 
