@@ -41,7 +41,7 @@ def draw_batches(
                [0, 1, 2]])
     """
     if batch_size is None or batch_size >= size:
-        return np.tile(np.arange(size), (local_steps, 1))
+        return np.broadcast_to(np.arange(size), (local_steps, size))  # one row, held once
     per_epoch = size // batch_size
     epochs = -(-local_steps // per_epoch)
     order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])

@@ -28,6 +28,7 @@ from torch import nn
 
 from fedlib.clients import ClientData, digest_of
 from fedlib.models import Params
+from fedlib.validate import same_probe
 
 _FORMAT = "fedlib-2"
 
@@ -177,6 +178,12 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
         raise ValueError(f"of format {record['format']}, not {_FORMAT}")
     saved = record["identity"]
     differs = [n for n in {**identity, **saved} if saved.get(n) != identity.get(n)]
+    if "probe" in differs:  # up to rounding; files written before there were probes have none
+        differs.remove("probe")
+        if saved.get("probe") and not same_probe(saved["probe"], identity["probe"]):
+            raise ValueError(
+                "it belongs to another run (what the model's or the rule's code computes differs)"
+            )
     if differs:
         there = ", ".join(f"{n}={saved.get(n)} there, {identity.get(n)} here" for n in differs)
         raise ValueError(f"it belongs to another run ({there})")
