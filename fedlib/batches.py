@@ -1,6 +1,6 @@
 """Batches: which examples a client uses in a round, and how they are laid side by side."""
 
-__all__ = ["Batch", "draw_batches", "gather", "merge_batches", "stack_batches"]
+__all__ = ["Batch", "all_of", "draw_batches", "gather", "merge_batches", "stack_batches"]
 
 from collections.abc import Iterable, Sequence
 
@@ -41,11 +41,16 @@ def draw_batches(
                [0, 1, 2]])
     """
     if batch_size is None or batch_size >= size:
-        return np.broadcast_to(np.arange(size), (local_steps, size))  # one row, held once
+        return all_of(size, local_steps).copy()
     per_epoch = size // batch_size
     epochs = -(-local_steps // per_epoch)
     order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
     return order.reshape(-1, batch_size)[:local_steps]
+
+
+def all_of(size: int, local_steps: int) -> Int[np.ndarray, "local_steps batch"]:
+    """Return the full batch of every step, as ``draw_batches``; read-only, since held once."""
+    return np.broadcast_to(np.arange(size), (local_steps, size))
 
 
 def stack_batches(

@@ -34,7 +34,7 @@ from fedlib._checks import (
     check_type,
 )
 from fedlib.aggregate import server_step
-from fedlib.batches import draw_batches
+from fedlib.batches import all_of, draw_batches
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
 from fedlib.engine import Strategy, Trained, resolve_strategy, train_cohort
@@ -225,9 +225,9 @@ def draw_round(
     else:
         cohort = np.arange(size)
     draw = partial(draw_batches, local_steps=local_steps, batch_size=config.batch_size, rng=rng)
-    drawn = cache(draw)  # full batches need no random numbers: one array serves all of a size
+    full = cache(partial(all_of, local_steps=local_steps))  # needs no random numbers
     batches = [
-        (drawn if config.batch_size is None or size <= config.batch_size else draw)(size)
+        (full if config.batch_size is None or size <= config.batch_size else draw)(size)
         for size in clients.sizes[cohort].tolist()
     ]
     return cohort, batches

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlib._checks import check_in, check_int, check_number, check_positive_int
-from fedlib.batches import draw_batches
+from fedlib.batches import all_of, draw_batches
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
 from fedlib.models import BodyHead, Params
@@ -84,7 +84,7 @@ def fine_tune(
         batch_size = check_positive_int("batch_size", batch_size)
     if not isinstance(strategy, Strategy):
         strategy = check_in("strategy", strategy, ["auto", *STRATEGIES])
-    merges = STRATEGIES[strategy] if strategy in STRATEGIES else strategy
+    merges = STRATEGIES.get(strategy, strategy)
     if isinstance(merges, Strategy) and merges.merge:
         raise ValueError(
             "Invalid strategy: it merges clients, but fine-tuned clients stay apart. "
@@ -112,8 +112,10 @@ def fine_tune(
         )
     draw = partial(draw_batches, local_steps=steps, batch_size=batch_size)
     batches = [
-        draw(int(size), rng=np.random.default_rng([seed, i]))
-        for i, size in enumerate(clients.sizes)
+        all_of(size, steps)
+        if batch_size is None or size <= batch_size
+        else draw(size, rng=np.random.default_rng([seed, i]))
+        for i, size in enumerate(clients.sizes.tolist())
     ]
     everyone, how = np.arange(clients.num_clients), dict(lr=lr, strategy=strategy)
     heads = _heads_alone(ready, strategy) if part == "head" else None

@@ -101,7 +101,7 @@ def local_sgd(
         return task_loss(replica(params, x), y)
 
     with own_modes(inputs.device):
-        rows = torch.as_tensor(batches, device=inputs.device)
+        rows = torch.tensor(batches, device=inputs.device)
         pairs = ((inputs.index_select(0, row), targets.index_select(0, row)) for row in rows)
         return run_steps(loss, params, pairs, lr=lr, step=step, trainable=trainable)
 

@@ -2,7 +2,6 @@
 
 __all__ = ["example_losses", "task_loss"]
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 

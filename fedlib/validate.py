@@ -37,7 +37,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedlib._checks import check_type
 from fedlib.clients import ClientData
-from fedlib.losses import example_losses, task_loss
+from fedlib.losses import example_losses
 from fedlib.models import Params
 from fedlib.stacked import stacked_call
 from fedlib.steps import LocalStep
@@ -281,12 +281,27 @@ class Ready:
                 "parameters."
             )
 
+        twice, four = (
+            _losses_and_grads(self.replica(), self.params, names, *_repeated(x, y, n))[1]
+            for n in (2, 4)
+        )
+        for name, g2, g4 in zip(names, twice, four, strict=True):
+            if not _near(g4, 2 * g2, float(g2.abs().max()) if g2.numel() else 0.0):
+                raise ValueError(
+                    f"Invalid model: an example's part in the gradient of {name} depends on the "
+                    "others of its batch, as with Embedding(scale_grad_by_freq=True). Leave that "
+                    "out."
+                )
+
     def why_apart(self, names: Collection[str]) -> str | None:
         """Return why clients cannot be stacked, or None if they can."""
         names = tuple(names)
         return self._once(("stack", names), lambda: self._stack(names))
 
     def _stack(self, names: Sequence[str]) -> str | None:
+        for name, module in self.model.named_modules():
+            if getattr(module, "padding_idx", None) is not None:
+                return f"the padding_idx of {name or 'its layer'} would be ignored"
         x, y = _examples(self.clients)
         # Two clients with parameters and batches of their own.
         both = [self.params, {n: _nudged(p, i) for i, (n, p) in enumerate(self.params.items())}]
@@ -312,6 +327,10 @@ class Ready:
 
 def _examples(clients: ClientData) -> tuple[Tensor, Tensor]:
     return clients.inputs[:2].clone(), clients.targets[:2].clone()
+
+
+def _repeated(x: Tensor, y: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    return x[:1].repeat(times, *[1] * (x.ndim - 1)), y[:1].repeat(times)
 
 
 def _losses_and_grads(
@@ -392,6 +411,11 @@ def _fingerprint(model: nn.Module, params: Params, clients: ClientData) -> tuple
     """Tell a model, the kind of its parameters, and data from what they were before."""
     parts = []
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                "Invalid model: it is compiled by torch.jit, so that its parameters cannot be "
+                "replaced. Use the module that it was made from."
+            )
         own = [(name, _mark(value)) for name, value in vars(module).items()]
         parts.append((type(module), _mark(type(module).forward), *own))
     data = [
@@ -444,11 +468,6 @@ def _judge(
     model: nn.Module, params: Params, clients: ClientData, broken: Sequence[str]
 ) -> _Verdict:
     for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                "Invalid model: it is compiled by torch.jit, so that its parameters cannot be "
-                "replaced. Use the module that it was made from."
-            )
         if module._backward_hooks or module._backward_pre_hooks:
             raise ValueError(
                 "Invalid model: it has backward hooks, which stacks of clients would not call. "
