@@ -208,7 +208,7 @@ def train_cohort(
     Raises:
         TypeError: if an argument is of another type.
         ValueError: if the model, its parameters and the data do not fit (see ``check_model``),
-            there is no client, not one row of batches, weights, ``extra`` or ``own`` for each, their
+            there is no client, not one row of batches, weights, ``extra`` or ``own`` each, their
             numbers of local steps differ or are no multiple of the rule's, a position is not the
             client's, a name is unknown, the rule breaks its contract, or clients cannot be stacked
             or merged as the strategy says.

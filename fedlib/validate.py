@@ -23,6 +23,7 @@ __all__ = [
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -135,6 +136,14 @@ def own_modes(device: torch.device, *, grad: bool = True) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what torch has to say about a trial from being shown, or turned into an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class Replica:
     """A private copy of a module, which is called with other parameters than its own.
 
@@ -156,8 +165,8 @@ class Replica:
             if known != name:
                 self.others[name] = known
 
-    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
-        """Return the outputs for a batch of inputs."""
+    def __call__(self, params: Params, inputs: Tensor) -> object:
+        """Return what the module makes of a batch of inputs."""
         return self.loaded(params)(inputs.clone() if self.spare else inputs)
 
     def loaded(self, params: Params) -> nn.Module:
@@ -185,7 +194,7 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, kept)
     except Exception as error:
         raise ValueError(
-            f"Invalid model: it cannot be copied ({_reason(error)}), but every run works on a copy. "
+            f"Invalid model: it cannot be copied ({_reason(error)}), but a run works on a copy. "
             "Keep what copy.deepcopy(model) cannot copy outside the model."
         ) from error
 
@@ -235,7 +244,7 @@ class Ready:
     def _once(self, key: tuple, find: Callable[[], object]) -> object:
         with _lock:
             if key not in self.verdict.found:
-                with own_modes(self.clients.device):
+                with own_modes(self.clients.device), _silent():
                     self.verdict.found[key] = find()
             return self.verdict.found[key]
 
@@ -390,7 +399,7 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> Ready:
     with _lock:
         verdicts = _verdicts.setdefault(model, {})
         if key not in verdicts:
-            with own_modes(clients.device, grad=False):
+            with own_modes(clients.device, grad=False), _silent():
                 verdict = _judge(model, params, clients, broken)
             if len(verdicts) >= _KEPT:
                 verdicts.clear()
