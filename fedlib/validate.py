@@ -235,10 +235,14 @@ class Ready:
         self.model, self.params, self.clients = model, params, clients
         self.verdict, self.warned, self._here = verdict, False, threading.local()
 
+    def fresh(self) -> Replica:
+        """Return a private copy for a trial, which leaves nothing behind in that of a run."""
+        return Replica(self.model, spare=self.verdict.spare)
+
     def replica(self) -> Replica:
         """Return this thread's private copy."""
         if not hasattr(self._here, "replica"):
-            self._here.replica = Replica(self.model, spare=self.verdict.spare)
+            self._here.replica = self.fresh()
         return self._here.replica
 
     def _once(self, key: tuple, find: Callable[[], object]) -> object:
@@ -275,8 +279,9 @@ class Ready:
                     "would not call. Remove them, or do what they do in a LocalStep."
                 )
         x, y = _examples(self.clients)
+        replica = self.fresh()
         try:
-            losses, _ = _losses_and_grads(self.replica(), self.params, names, x, y)
+            losses, _ = _losses_and_grads(replica, self.params, names, x, y)
         except Exception as error:
             raise ValueError(
                 f"Invalid model: its gradient cannot be had ({_reason(error)}). Train parameters "
@@ -291,8 +296,7 @@ class Ready:
             )
 
         twice, four = (
-            _losses_and_grads(self.replica(), self.params, names, *_repeated(x, y, n))[1]
-            for n in (2, 4)
+            _losses_and_grads(replica, self.params, names, *_repeated(x, y, n))[1] for n in (2, 4)
         )
         for name, g2, g4 in zip(names, twice, four, strict=True):
             if not _near(g4, 2 * g2, float(g2.abs().max()) if g2.numel() else 0.0):
@@ -315,7 +319,7 @@ class Ready:
         # Two clients with parameters and batches of their own.
         both = [self.params, {n: _nudged(p, i) for i, (n, p) in enumerate(self.params.items())}]
         batches = [(x, y), (x.flip(0), y.flip(0))]
-        replica = Replica(self.model, spare=self.verdict.spare)
+        replica = self.fresh()
         alone = [
             _losses_and_grads(replica, p, names, *batch)[1]
             for p, batch in zip(both, batches, strict=True)
@@ -435,17 +439,17 @@ def _fingerprint(model: nn.Module, params: Params, clients: ClientData) -> tuple
     return (*parts, *data, *kinds)
 
 
-def _mark(value: object) -> object:
+def _mark(value: object, depth: int = 3) -> object:
     """Return what tells a value from another, and keeps none of the model's parts alive."""
     if value is None or isinstance(value, bool | int | float | str | CodeType):
         return value
     if isinstance(value, Tensor):
         version = 0 if value.is_inference() else value._version
         return id(value), version, value.requires_grad, value.dtype, value.device
-    if isinstance(value, dict):
-        return tuple((str(name), _mark(part)) for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(_mark(part) for part in value)
+    if isinstance(value, dict) and depth:
+        return tuple((str(name), _mark(part, depth - 1)) for name, part in value.items())
+    if isinstance(value, list | tuple) and depth:
+        return tuple(_mark(part, depth - 1) for part in value)
     if isinstance(value, FunctionType):
         return id(value), value.__code__
     return id(value)
@@ -743,12 +747,12 @@ def probe(ready: Ready, step: LocalStep) -> list[list[float]]:
     params = {n: _nudged(p, i) for i, (n, p) in enumerate(ready.params.items())}
     names = trainable_of(ready.model)
     x, y = _examples(ready.clients)
-    device = ready.clients.device
+    replica, device = ready.fresh(), ready.clients.device
     with own_modes(device, grad=False):
-        outputs = ready.replica()(params, x.clone())
+        outputs = replica(params, x.clone())
     start = [params[name] for name in names]
     with own_modes(device):
-        _, grads = _losses_and_grads(ready.replica(), params, names, x, y)
+        _, grads = _losses_and_grads(replica, params, names, x, y)
     with own_modes(device, grad=False):
         try:
             state = step.init(start, None)
