@@ -177,16 +177,16 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
     if record["format"] != _FORMAT:
         raise ValueError(f"of format {record['format']}, not {_FORMAT}")
     saved = record["identity"]
-    differs = [n for n in {**identity, **saved} if saved.get(n) != identity.get(n)]
-    if "probe" in differs:  # up to rounding; files written before there were probes have none
-        differs.remove("probe")
-        if saved.get("probe") and not same_probe(saved["probe"], identity["probe"]):
-            raise ValueError(
-                "it belongs to another run (what the model's or the rule's code computes differs)"
-            )
+    names = {**identity, **saved}.keys() - {"probe"}
+    differs = sorted(n for n in names if saved.get(n) != identity.get(n))
     if differs:
         there = ", ".join(f"{n}={saved.get(n)} there, {identity.get(n)} here" for n in differs)
         raise ValueError(f"it belongs to another run ({there})")
+    probes = saved.get("probe"), identity.get("probe")
+    if all(probes) and not same_probe(*probes):  # older files have none
+        raise ValueError(
+            "it belongs to another run (what the model's or the rule's code computes differs)"
+        )
     # Copied to memory of its own, laid out as it was: kernels round by layout and alignment.
     params = {
         name: torch.empty_strided(
