@@ -49,8 +49,9 @@ def draw_batches(
 
 
 def all_of(size: int, local_steps: int) -> Int[np.ndarray, "local_steps batch"]:
-    """Return the full batch of every step, as ``draw_batches``; read-only, since held once."""
-    return np.broadcast_to(np.arange(size), (local_steps, size))
+    """Return the full batch of every step, as ``draw_batches``, but held once for all steps."""
+    order = np.arange(size)  # not broadcast_to: torch warns of arrays that are read-only
+    return np.lib.stride_tricks.as_strided(order, (local_steps, size), (0, order.itemsize))
 
 
 def stack_batches(
