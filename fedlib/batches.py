@@ -1,6 +1,6 @@
 """Batches: which examples a client uses in a round, and how they are laid side by side."""
 
-__all__ = ["Batch", "draw_batches", "gather", "merge_batches", "stack_batches"]
+__all__ = ["Batch", "all_of", "draw_batches", "gather", "merge_batches", "stack_batches"]
 
 from collections.abc import Iterable, Sequence
 
@@ -41,11 +41,17 @@ def draw_batches(
                [0, 1, 2]])
     """
     if batch_size is None or batch_size >= size:
-        return np.tile(np.arange(size), (local_steps, 1))
+        return all_of(size, local_steps).copy()
     per_epoch = size // batch_size
     epochs = -(-local_steps // per_epoch)
     order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
     return order.reshape(-1, batch_size)[:local_steps]
+
+
+def all_of(size: int, local_steps: int) -> Int[np.ndarray, "local_steps batch"]:
+    """Return the full batch of every step, as ``draw_batches``, but held once for all steps."""
+    order = np.arange(size)  # not broadcast_to: torch warns of arrays that are read-only
+    return np.lib.stride_tricks.as_strided(order, (local_steps, size), (0, order.itemsize))
 
 
 def stack_batches(

@@ -28,6 +28,7 @@ from torch import nn
 
 from fedlib.clients import ClientData, digest_of
 from fedlib.models import Params
+from fedlib.validate import same_probe
 
 _FORMAT = "fedlib-2"
 
@@ -176,10 +177,16 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
     if record["format"] != _FORMAT:
         raise ValueError(f"of format {record['format']}, not {_FORMAT}")
     saved = record["identity"]
-    differs = [n for n in {**identity, **saved} if saved.get(n) != identity.get(n)]
+    names = {**identity, **saved}.keys() - {"probe"}
+    differs = sorted(n for n in names if saved.get(n) != identity.get(n))
     if differs:
         there = ", ".join(f"{n}={saved.get(n)} there, {identity.get(n)} here" for n in differs)
         raise ValueError(f"it belongs to another run ({there})")
+    probes = saved.get("probe"), identity.get("probe")
+    if all(probes) and not same_probe(*probes):  # older files have none
+        raise ValueError(
+            "it belongs to another run (what the model's or the rule's code computes differs)"
+        )
     # Copied to memory of its own, laid out as it was: kernels round by layout and alignment.
     params = {
         name: torch.empty_strided(

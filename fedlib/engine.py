@@ -2,9 +2,10 @@
 
 __all__ = ["STRATEGIES", "Strategy", "Trained", "choose_strategy", "train_cohort"]
 
-import copy
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,14 +17,29 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from fedlib._checks import check_in, check_positive_int
+from fedlib._checks import (
+    check_array,
+    check_bool,
+    check_in,
+    check_number,
+    check_positive_int,
+    check_type,
+)
 from fedlib.batches import gather, merge_batches, stack_batches
 from fedlib.clients import ClientData
 from fedlib.compiled import take_compiled
-from fedlib.local import example_losses, run_steps, take_steps, task_loss, trainable_of
+from fedlib.local import check_batches, example_losses, run_steps, take_steps, task_loss
 from fedlib.models import Params
-from fedlib.stacked import stacked_call
 from fedlib.steps import LocalStep, sgd
+from fedlib.validate import (
+    Ready,
+    Replica,
+    check_model,
+    check_period,
+    check_rule,
+    own_modes,
+    trainable_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +80,11 @@ class Strategy:
     autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        for name in ("stack", "merge", "compile"):
+            object.__setattr__(self, name, check_bool(name, getattr(self, name)))
         for name in ("chunk", "threads"):
             if getattr(self, name) is not None:
-                check_positive_int(name, getattr(self, name))
+                object.__setattr__(self, name, check_positive_int(name, getattr(self, name)))
         if self.stack and self.merge:
             raise ValueError("Invalid stack=True with merge=True. Use one of them.")
         if self.compile and not self.stack:
@@ -147,7 +165,7 @@ def choose_strategy(model: nn.Module, device: torch.device) -> str:
 
 
 def train_cohort(
-    model: nn.Module,
+    model: nn.Module | Ready,
     params: Params,
     clients: ClientData,
     cohort: Int[np.ndarray, " m"],
@@ -165,7 +183,7 @@ def train_cohort(
     """Run the local steps of every client in a cohort.
 
     Args:
-        model: gives the architecture.
+        model: gives the architecture; or a model that ``check_model`` found fit for these clients.
         params: the server's parameters, where all clients start.
         clients: the federation's data.
         cohort: ids of the clients that take part.
@@ -179,7 +197,7 @@ def train_cohort(
         trainable: names of the parameters that move; None moves those with ``requires_grad``.
         weights: weight of each client in the average; None takes numbers of examples.
         strategy: how to run the cohort: a name in ``STRATEGIES``, a ``Strategy``, or "auto", which
-            merges no clients.
+            merges no clients, and runs them apart, with a warning, if they cannot be stacked.
         then: applied to each job's result where it was computed (in its thread, so that what is
             summed need not be kept); None keeps the result itself.
 
@@ -188,40 +206,43 @@ def train_cohort(
         are of one size; smaller batches come first.
 
     Raises:
-        ValueError: if there is no client, not one row of batches, weights, ``extra`` or ``own`` for
-            each, their numbers of local steps differ or are no multiple of the rule's, a name is
-            unknown, the rule writes in place, or clients cannot be merged: several local steps,
-            another rule than SGD, or parameters of their own.
+        TypeError: if an argument is of another type.
+        ValueError: if the model, its parameters and the data do not fit (see ``check_model``),
+            there is no client, not one row of batches, weights, ``extra`` or ``own`` each, their
+            numbers of local steps differ or are no multiple of the rule's, a position is not the
+            client's, a name is unknown, the rule breaks its contract, or clients cannot be stacked
+            or merged as the strategy says.
     """
-    trainable = trainable_of(model) if trainable is None else trainable
+    if not isinstance(model, Ready):
+        lr = check_number("lr", lr, above=0)
+        check_in_cohort(clients, cohort, batches)
+        model = check_model(model, params, clients)
+    ready = model
+    trainable = trainable_of(ready.model) if trainable is None else trainable
     weights = clients.sizes[cohort] if weights is None else weights
     own = own or {}
     _check_cohort(params, cohort, batches, weights, extra, own, trainable)
-    if strategy == "auto":
-        strategy = choose_strategy(model, clients.device)
-    if not isinstance(strategy, Strategy):
-        check_in("strategy", strategy, ["auto", *STRATEGIES])
-        strategy = STRATEGIES[strategy]
-    if strategy.merge and not (len(batches[0]) == 1 and step == sgd):
-        raise ValueError(
-            f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
-            f'{len(batches[0])} and {step.name}. Use "auto" or "stacked".'
-        )
-    if strategy.merge and own:
-        raise ValueError(
-            f"Invalid strategy: it merges clients, but each has a {next(iter(own))} of its own. "
-            'Use "auto" or "stacked".'
-        )
+    strategy = resolve_strategy(
+        strategy, ready, step, local_steps=len(batches[0]), trainable=trainable,
+        own=own, extra=extra is not None,
+    )  # fmt: skip
 
     take = take_steps
     if strategy.compile:
         # Types tell a class from one of the same name that was defined anew, in a notebook.
-        kind = str(model), *map(type, model.modules()), strategy.autocast
+        kind = str(ready.model), *map(type, ready.model.modules()), strategy.autocast
         take = partial(take_compiled, kind=kind)
 
-    def work(model: nn.Module | _Replica, places: np.ndarray) -> object:
+    def work(places: np.ndarray) -> object:
+        with own_modes(clients.device):
+            return work_here(ready.replica(), places)
+
+    def work_here(replica: Replica, places: np.ndarray) -> object:
         starts, drawn = clients.starts[cohort[places]], [batches[i] for i in places]
         share = np.asarray(weights, dtype=np.float64)[places]
+        repeats = 1
+        if all(rows.strides[0] == 0 for rows in drawn):  # full batches: one array for all steps
+            repeats, drawn = len(drawn[0]), [rows[:1] for rows in drawn]
         if strategy.merge:
             rows, within = merge_batches(starts, drawn, share)
             share = share.sum(keepdims=True)
@@ -243,9 +264,11 @@ def train_cohort(
         start = start | pick(own) if own else start
         more = extra and pick({name: extra[name] for name in params if name in trainable})
         moved, losses = run_steps(
-            partial(_stacked_loss if strategy.stack else _loss, model, strategy.autocast),
+            partial(_stacked_loss if strategy.stack else _loss, replica, strategy.autocast),
             start,
-            gather(clients, rows, within),
+            gather(clients, rows, within) * repeats
+            if repeats > 1
+            else gather(clients, rows, within),
             lr=lr,
             step=step,
             trainable=trainable,
@@ -261,17 +284,8 @@ def train_cohort(
     together = strategy.stack or strategy.merge  # kernels large enough to use the threads
     threads = strategy.threads or (1 if together else torch.get_num_threads())
     if len(jobs) == 1 or threads == 1 or clients.device.type != "cpu":
-        caller = model if strategy.stack else _Replica(model)
-        return [work(caller, places) for places in jobs]
-    mine = threading.local()
-
-    def work_in_thread(places: np.ndarray) -> object:
-        # A module holds one set of parameters at a time: each thread needs its own.
-        if not hasattr(mine, "model"):
-            mine.model = _Replica(model) if not strategy.stack else copy.deepcopy(model)
-        return work(mine.model, places)
-
-    futures = [_pool(threads).submit(work_in_thread, places) for places in jobs]
+        return [work(places) for places in jobs]
+    futures = [_pool(threads).submit(work, places) for places in jobs]
     try:
         return [future.result() for future in futures]
     finally:  # after an error or Ctrl-C: nothing goes on in the background
@@ -302,7 +316,7 @@ def _check_cohort(
             f"Invalid extra: {lacking[0]} is missing. Give one tensor for each trainable parameter."
         )
     steps = {len(rows) for rows in batches}
-    if len(steps) > 1:
+    if len(steps) > 1 or 0 in steps:
         raise ValueError(
             f"Invalid batches: of {sorted(steps)} local steps. Give all clients the same number."
         )
@@ -314,29 +328,103 @@ def _check_cohort(
             )
 
 
-class _Replica:
-    """A copy of a module that is called with other parameters than its own.
+def check_in_cohort(clients: ClientData, cohort: np.ndarray, batches: Sequence[np.ndarray]) -> None:
+    """Refuse clients that are not there, and positions that are not theirs.
 
-    What ``torch.func.functional_call`` does, without setting everything back after each call: that
-    takes a tenth of the time of a step of LeNet.
+    Raises:
+        TypeError: if they are not integers.
+        ValueError: if one is outside the federation, or outside its client.
     """
+    cohort = check_array("cohort", cohort, kinds="iu")
+    if cohort.ndim != 1 or (len(cohort) and not 0 <= cohort.min() <= cohort.max() < len(clients)):
+        raise ValueError(
+            f"Invalid cohort={cohort.tolist()}: the federation's clients are 0 to "
+            f"{len(clients) - 1}. Use ids of clients."
+        )
+    for client, rows in zip(cohort.tolist(), batches, strict=False):
+        check_batches(rows, int(clients.sizes[client]))
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model)
-        self.holders = {}
-        for name, _ in self.model.named_parameters():
-            path, _, key = name.rpartition(".")
-            self.holders[name] = self.model.get_submodule(path)._parameters, key
 
-    def __call__(self, params: Params, inputs: Tensor) -> Tensor:
-        for name, (holder, key) in self.holders.items():
-            holder[key] = params[name]
-        return self.model(inputs)
+def resolve_strategy(
+    strategy: str | Strategy,
+    ready: Ready,
+    step: LocalStep,
+    *,
+    local_steps: int,
+    trainable: Collection[str],
+    own: Collection[str] = (),
+    extra: bool = False,
+) -> Strategy:
+    """Return the strategy that a cohort is run by.
+
+    Raises:
+        TypeError: if the rule is none.
+        ValueError: if the parameters cannot be trained, the rule breaks its contract, or clients
+            cannot be stacked or merged, as the strategy says.
+    """
+    automatic = isinstance(strategy, str) and strategy == "auto"
+    if not isinstance(strategy, Strategy):
+        strategy = check_in("strategy", strategy, ["auto", *STRATEGIES])
+        strategy = STRATEGIES[
+            choose_strategy(ready.model, ready.clients.device) if automatic else strategy
+        ]
+    check_type("step", step, LocalStep, "Use sgd, momentum(0.9), proximal(0.1) or a LocalStep.")
+    check_period(step, local_steps)
+    names = [name for name in ready.params if name in set(trainable)]
+    ready.check_trainable(names)
+    apart = check_rule(step, {name: ready.params[name] for name in names}, extra=extra)
+    if strategy.stack:
+        apart = ready.why_apart(names) or apart
+        if apart and not automatic:
+            raise ValueError(
+                f"Invalid strategy: it stacks clients, but {apart}. "
+                'Use strategy="threads", which runs them one by one.'
+            )
+        if apart:
+            if not ready.warned:
+                ready.warned = True
+                warnings.warn(
+                    f"Clients are not stacked, since {apart}: they run one by one, as with "
+                    'strategy="threads". Choose that to be rid of this warning.',
+                    RuntimeWarning,
+                    stacklevel=_outside(),
+                )
+            strategy = STRATEGIES["threads"]
+    if strategy.merge and not (local_steps == 1 and step == sgd):
+        raise ValueError(
+            f"Invalid strategy: it merges clients, which needs local_steps=1 and SGD, not "
+            f'{local_steps} and {step.name}. Use "auto" or "stacked".'
+        )
+    if strategy.merge and own:
+        raise ValueError(
+            f"Invalid strategy: it merges clients, but each has a {next(iter(own))} of its own. "
+            'Use "auto" or "stacked".'
+        )
+    return strategy
+
+
+def _outside() -> int:
+    """Return how many calls up the user's own line is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("fedlib."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "fedlib", initializer=lambda: torch.set_num_threads(1))
+    """Return threads with one thread each inside their kernels."""
+    pool, before = ThreadPoolExecutor(threads, "fedlib"), torch.get_num_threads()
+    meet = threading.Barrier(threads)
+
+    def settle() -> None:
+        torch.set_num_threads(1)
+        meet.wait()
+
+    wait([pool.submit(settle) for _ in range(threads)])
+    # What a thread sets for itself is also what later threads start with, unless set back.
+    torch.set_num_threads(before)
+    return pool
 
 
 if hasattr(os, "register_at_fork"):  # a forked child inherits no threads
@@ -386,7 +474,7 @@ def _forward(
 
 
 def _loss(
-    replica: _Replica,
+    replica: Replica,
     autocast: torch.dtype | None,
     params: Params,
     x: Tensor,
@@ -402,7 +490,7 @@ def _loss(
 
 
 def _stacked_loss(
-    model: nn.Module,
+    replica: Replica,
     autocast: torch.dtype | None,
     params: Params,
     x: Tensor,
@@ -410,6 +498,6 @@ def _stacked_loss(
     shares: Tensor | None,
 ) -> Tensor:
     """Return the losses of k clients, shape (k,)."""
-    outputs = _forward(partial(stacked_call, model), autocast, params, x)
+    outputs = _forward(replica.stacked, autocast, params, x)
     losses = example_losses(outputs.flatten(0, 1), y.flatten()).view(y.shape)
     return losses.mean(1) if shares is None else (losses * shares.to(losses.dtype)).sum(1)

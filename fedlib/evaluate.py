@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Real
 from scipy.special import stdtrit
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedlib._checks import check_in, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.local import check_clients, check_model
+from fedlib.losses import example_losses
 from fedlib.models import Params
+from fedlib.validate import Ready, check_clients, check_model, own_modes
 
 
 def evaluate(
@@ -50,13 +50,13 @@ def evaluate(
         array([1., 0.])
     """
     check_in("metric", metric, ["accuracy", "loss"])
-    check_positive_int("chunk", chunk)
+    chunk = check_positive_int("chunk", chunk)
     check_clients(clients)
     if metric == "accuracy" and clients.targets.is_floating_point():
         raise ValueError('Invalid metric="accuracy": the targets are real. Use metric="loss".')
     if isinstance(params, dict):
-        check_model(model, params, clients)
-        each = _scores(model, params, clients.inputs, clients.targets, metric, chunk)
+        ready = check_model(model, params, clients)
+        each = _scores(ready, params, clients.inputs, clients.targets, metric, chunk)
         return np.add.reduceat(each, clients.starts) / clients.sizes
     each_its_own = isinstance(params, Sequence) and all(isinstance(p, dict) for p in params)
     if not each_its_own or len(params) != clients.num_clients:
@@ -65,26 +65,25 @@ def evaluate(
             "fine_tune returns, or a single dict for all, such as result.params."
         )
     for own in params:
-        check_model(model, own, clients)
+        ready = check_model(model, own, clients)
     return np.array(
-        [_scores(model, params[i], *clients[i], metric, chunk).mean() for i in range(len(clients))]
+        [_scores(ready, params[i], *clients[i], metric, chunk).mean() for i in range(len(clients))]
     )
 
 
 def _scores(
-    model: nn.Module, params: Params, inputs: Tensor, targets: Tensor, metric: str, chunk: int
+    ready: Ready, params: Params, inputs: Tensor, targets: Tensor, metric: str, chunk: int
 ) -> np.ndarray:
     """Return one score per example."""
     scores = []
-    with torch.no_grad():
+    with own_modes(inputs.device, grad=False):
         for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            outputs = functional_call(model, params, (x,))
+            outputs = ready.replica()(params, x)
             if metric == "accuracy":
-                scores.append(outputs.argmax(1) == y)
-            elif y.is_floating_point():
-                scores.append(0.5 * (outputs - y).square())
+                largest, found = outputs.max(1)  # NaN counts as the largest, but names no class
+                scores.append((found == y) & ~largest.isnan())
             else:
-                scores.append(nn.functional.cross_entropy(outputs, y, reduction="none"))
+                scores.append(example_losses(outputs, y))
     return torch.cat(scores).double().cpu().numpy()
 
 

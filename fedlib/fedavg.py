@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from fedlib import distributed
 from fedlib._checks import (
-    check_in,
+    check_bool,
     check_int,
     check_positive,
     check_positive_int,
@@ -34,13 +34,22 @@ from fedlib._checks import (
     check_type,
 )
 from fedlib.aggregate import server_step
-from fedlib.batches import draw_batches
+from fedlib.batches import all_of, draw_batches
 from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
-from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
-from fedlib.local import check_clients, check_model, check_params, check_period, trainable_of
+from fedlib.engine import Strategy, Trained, resolve_strategy, train_cohort
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, sgd
+from fedlib.validate import (
+    Ready,
+    check_clients,
+    check_model,
+    check_period,
+    check_step,
+    own_modes,
+    probe,
+    trainable_of,
+)
 
 Metrics = Callable[[Params], Mapping[str, float]]
 
@@ -169,19 +178,41 @@ def run_round(
         The server's new parameters, and the cohort's mean loss, weighted as the average is.
 
     Raises:
-        TypeError: if ``rng`` is not a NumPy generator, or ``params`` not a dict.
-        ValueError: if the cohort is larger than the federation, or the parameters are not the
-            model's or not detached.
+        TypeError, ValueError: as ``run_fedavg`` before its first round. A model and its data are
+            looked at once, and again only when something about them has changed.
     """
     check_rng(rng)
-    check_params(model, params)
-    _check_cohort(clients, config)
+    _check_round(clients, config, step)
+    ready = check_model(model, params, clients)
+    found = ready.verdict.found
+    ready.warned = found.get("warned", False)  # rounds come in loops
+    with own_modes(clients.device):
+        played = _play(ready, params, clients, config, rng=rng, step=step, strategy=strategy)
+    found["warned"] = ready.warned
+    return played
+
+
+def _play(
+    ready: Ready,
+    params: Params,
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    rng: np.random.Generator,
+    step: LocalStep,
+    strategy: str | Strategy,
+) -> tuple[Params, float]:
+    """Run a round of what was checked."""
     cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
-    if strategy == "auto" and config.local_steps == 1 and step == sgd:
-        strategy = "merged"
+    strategy = _for_a_round(strategy, config, step)
     return train_round(
-        model, params, clients, cohort, batches, config, step=step, strategy=strategy
+        ready, params, clients, cohort, batches, config, step=step, strategy=strategy
     )
+
+
+def _for_a_round(strategy: str | Strategy, config: FedAvgConfig, step: LocalStep) -> str | Strategy:
+    automatic = isinstance(strategy, str) and strategy == "auto"
+    return "merged" if automatic and config.local_steps == 1 and step == sgd else strategy
 
 
 def draw_round(
@@ -194,16 +225,16 @@ def draw_round(
     else:
         cohort = np.arange(size)
     draw = partial(draw_batches, local_steps=local_steps, batch_size=config.batch_size, rng=rng)
-    drawn = cache(draw)  # full batches need no random numbers: one array serves all of a size
+    full = cache(partial(all_of, local_steps=local_steps))  # needs no random numbers
     batches = [
-        (drawn if config.batch_size is None or size <= config.batch_size else draw)(size)
+        (full if config.batch_size is None or size <= config.batch_size else draw)(size)
         for size in clients.sizes[cohort].tolist()
     ]
     return cohort, batches
 
 
 def train_round(
-    model: nn.Module,
+    ready: Ready,
     params: Params,
     clients: ClientData,
     cohort: Int[np.ndarray, " m"],
@@ -217,15 +248,15 @@ def train_round(
 ) -> tuple[Params, float]:
     """Train a cohort, average, step the server: a round after its draws.
 
-    ``own`` and ``trainable`` are those of ``train_cohort``; the rest, and what is returned, are
-    those of ``run_round``.
+    ``ready`` is what ``check_model`` returned. ``own`` and ``trainable`` are those of
+    ``train_cohort``; the rest, and what is returned, are those of ``run_round``.
     """
-    trainable = trainable_of(model) if trainable is None else trainable
+    trainable = trainable_of(ready.model) if trainable is None else trainable
     trainable = sorted(trainable)  # in one order on all ranks, whatever the collection
     mine = distributed.shard(np.array([rows.size for rows in batches]))
     if len(mine):
         totals = train_cohort(
-            model,
+            ready,
             params,
             clients,
             cohort[mine],
@@ -330,8 +361,8 @@ def run_fedavg(
         McMahan et al. (2017), Algorithm 1; Chapter 1.
     """
     state, history = run_rounds(
-        lambda params, rng: run_round(
-            model, params, clients, config, rng=rng, step=step, strategy=strategy
+        lambda ready, params, rng: _play(
+            ready, params, clients, config, rng=rng, step=step, strategy=strategy
         ),
         model,
         clients,
@@ -343,12 +374,19 @@ def run_fedavg(
         progress=progress,
         step=step,
         strategy=strategy,
+        check=lambda ready: resolve_strategy(
+            _for_a_round(strategy, config, step),
+            ready,
+            step,
+            local_steps=config.local_steps,
+            trainable=trainable_of(model),
+        ),
     )
     return FedAvgResult(state, history)
 
 
 def run_rounds(
-    play: Callable[[Params, np.random.Generator], tuple[Params, float]],
+    play: Callable[[Ready, Params, np.random.Generator], tuple[Params, float]],
     model: nn.Module,
     clients: ClientData,
     config: FedAvgConfig,
@@ -360,14 +398,16 @@ def run_rounds(
     progress: bool,
     step: LocalStep,
     strategy: str | Strategy,
+    check: Callable[[Ready], object],
     start: Callable[[Params], Params] = dict,
     **more: object,
 ) -> tuple[Params, History]:
     """Run the rounds of any algorithm: checks, loop, history, checkpoints.
 
     Args:
-        play: ``(state, rng) -> (state, loss)``, one round; what it returns is new. A state holds
-            the server's parameters, and whatever else the algorithm keeps, by name.
+        play: ``(ready, state, rng) -> (state, loss)``, one round of the model that was found ready;
+            what it returns is new. A state holds the server's parameters, and whatever else the
+            algorithm keeps, by name.
         model: as for ``run_fedavg``, and so are the others.
         clients: the federation's data.
         config: the run's configuration.
@@ -378,6 +418,7 @@ def run_rounds(
         progress: show a progress bar.
         step: the clients' rule.
         strategy: how a cohort is run.
+        check: looks at whether the model can be run so, before the first round.
         start: ``params -> state``, the state before the first round.
         **more: what else tells the run from others, JSON values.
 
@@ -387,36 +428,33 @@ def run_rounds(
     Raises:
         TypeError, ValueError, OSError, FloatingPointError, RuntimeError: as ``run_fedavg``.
     """
-    check_positive_int("eval_every", eval_every)
-    check_int("seed", seed, minimum=0)
-    check_type("step", step, LocalStep, "Use sgd, momentum(0.9), proximal(0.1) or a LocalStep.")
-    if not isinstance(strategy, Strategy):
-        check_in("strategy", strategy, ["auto", *STRATEGIES])
-    check_clients(clients)
-    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
+    eval_every = check_positive_int("eval_every", eval_every)
+    seed = check_int("seed", seed, minimum=0)
+    progress = check_bool("progress", progress)
+    _check_round(clients, config, step)
     if metrics is not None and not callable(metrics):
         raise TypeError(
             f"Invalid metrics of type {type(metrics).__name__}: not callable. "
             "Use a function from the server's parameters to a dict of numbers by name."
         )
-    _check_cohort(clients, config)
-    check_period(step, config.local_steps)
     params = params_of(model)
-    check_model(model, params, clients)
+    ready = check_model(model, params, clients)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
-    state = RunState(0, start(params), [])
+    check(ready)
+    with own_modes(clients.device):
+        state = RunState(0, start(params), [])
     rank, num_ranks = distributed.rank()
     if checkpoint is not None or num_ranks > 1:
         lower = None if isinstance(strategy, str) else strategy.autocast
         how = dict(step=step.name, autocast=lower and str(lower))
-        identity = run_identity(asdict(config), int(seed), model, clients, **how, **more)
+        identity = run_identity(asdict(config), seed, model, clients, **how, **more)
         rest = dict(num_rounds=config.num_rounds, eval_every=eval_every)
         distributed.check_same(identity | rest)
     if rank > 0:
         checkpoint = None
     if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint, identity)
+        checkpoint = Checkpoint(checkpoint, identity | {"probe": probe(ready, step)})
         state = checkpoint.load(device=clients.device) or state
         first, ends = state.round_num, [entry["round_num"] for entry in state.entries]
         least = first if first in ends else first + 1
@@ -433,7 +471,8 @@ def run_rounds(
         rounds = range(state.round_num, config.num_rounds)
         for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
             rng, entries = np.random.default_rng([seed, t]), state.entries
-            played, loss = play(state.params, rng)
+            with own_modes(clients.device):
+                played, loss = play(ready, state.params, rng)
             if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in played.values()):
                 raise FloatingPointError(
                     f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
@@ -469,7 +508,10 @@ def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> di
     return measured
 
 
-def _check_cohort(clients: ClientData, config: FedAvgConfig) -> None:
+def _check_round(clients: ClientData, config: FedAvgConfig, step: LocalStep) -> None:
+    check_clients(clients)
+    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
+    check_period(check_step(step), config.local_steps)
     if config.cohort_size is not None and config.cohort_size > clients.num_clients:
         raise ValueError(
             f"Invalid cohort_size={config.cohort_size}: the federation has {clients.num_clients} "

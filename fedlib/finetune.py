@@ -5,15 +5,17 @@ __all__ = ["fine_tune"]
 from functools import partial
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from fedlib._checks import check_in, check_int, check_positive, check_positive_int
-from fedlib.batches import draw_batches
+from fedlib._checks import check_in, check_int, check_number, check_positive_int
+from fedlib.batches import all_of, draw_batches
 from fedlib.clients import ClientData
-from fedlib.engine import Strategy, Trained, train_cohort
-from fedlib.local import check_model
+from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
 from fedlib.models import BodyHead, Params
-from fedlib.represent import features
+from fedlib.validate import Ready, Replica, check_model, own_modes
+
+_CHUNK = 2000  # examples in one forward pass of the body
 
 
 def fine_tune(
@@ -39,11 +41,12 @@ def fine_tune(
         steps: SGD steps of every client.
         lr: step size.
         batch_size: examples per step; None, or more than a client has, takes all.
-        part: "all"; or "head" or "body", to move only parameters whose names begin so.
+        part: "all"; or "head" or "body", to move only parameters whose names begin so. Parameters
+            without ``requires_grad`` stay as they are.
         seed: keys the batches, at least 0.
-        strategy: how clients are run side by side; see ``run_fedavg``. If only the head of a
-            ``BodyHead`` moves, features are computed once and the heads are run as a net of
-            their own.
+        strategy: how clients are run side by side; see ``run_fedavg``; they are never merged. If
+            only the head of a ``BodyHead`` moves, what the body returns is computed once, and the
+            heads are run as a net of their own.
 
     Returns:
         One set of parameters per client; tensors that do not move are shared with ``params``.
@@ -73,35 +76,58 @@ def fine_tune(
     Reference:
         Collins et al. (2022); Chapters 3 and 10.
     """
-    check_positive_int("steps", steps)
-    check_positive("lr", lr)
-    check_in("part", part, ["all", "head", "body"])
-    check_int("seed", seed, minimum=0)
+    steps = check_positive_int("steps", steps)
+    lr = check_number("lr", lr, above=0)
+    part = check_in("part", part, ["all", "head", "body"])
+    seed = check_int("seed", seed, minimum=0)
     if batch_size is not None:
-        check_positive_int("batch_size", batch_size)
-    check_model(model, params, clients)
-    trainable = [name for name in params if part == "all" or name.startswith(f"{part}.")]
-    if not trainable:
+        batch_size = check_positive_int("batch_size", batch_size)
+    if not isinstance(strategy, Strategy):
+        strategy = check_in("strategy", strategy, ["auto", *STRATEGIES])
+    merges = STRATEGIES.get(strategy, strategy)
+    if isinstance(merges, Strategy) and merges.merge:
+        raise ValueError(
+            "Invalid strategy: it merges clients, but fine-tuned clients stay apart. "
+            'Use strategy="auto".'
+        )
+    ready = check_model(model, params, clients)
+    named = [name for name in params if part == "all" or name.startswith(f"{part}.")]
+    if not named:
         raise ValueError(
             f'Invalid part="{part}": the model has no parameter named "{part}.…". Use part="all", '
             "or give the model a body and a head, as BodyHead does."
         )
+    movable = {name for name, p in model.named_parameters() if p.requires_grad}
+    trainable = [name for name in named if name in movable]
+    if not trainable:
+        raise ValueError(
+            f'Invalid part="{part}": none of its parameters is trainable. Use '
+            "requires_grad_(True) on those that shall move."
+        )
+    shared = [n for n in ready.replica().others if part in ("head", "body") and _ties(ready, n)]
+    if shared:
+        raise ValueError(
+            f'Invalid part="{part}": {shared[0]} is a parameter of the body and of the head. Use '
+            'part="all".'
+        )
     draw = partial(draw_batches, local_steps=steps, batch_size=batch_size)
     batches = [
-        draw(int(size), rng=np.random.default_rng([seed, i]))
-        for i, size in enumerate(clients.sizes)
+        all_of(size, steps)
+        if batch_size is None or size <= batch_size
+        else draw(size, rng=np.random.default_rng([seed, i]))
+        for i, size in enumerate(clients.sizes.tolist())
     ]
     everyone, how = np.arange(clients.num_clients), dict(lr=lr, strategy=strategy)
-    exact = isinstance(strategy, str) or strategy.autocast is None
-    if part == "head" and exact and _is_body_then_head(model):
-        stacks = _train_heads(model, params, clients, everyone, batches, how)
+    heads = _heads_alone(ready, strategy) if part == "head" else None
+    if heads is None:
+        stacks = train_cohort(ready, params, clients, everyone, batches, trainable=trainable, **how)
     else:
-        how["trainable"] = trainable
-        stacks = train_cohort(model, params, clients, everyone, batches, **how)
+        stacks = _train_heads(heads, everyone, batches, trainable, how)
     personal: list[Params] = [params] * clients.num_clients
     for stack in stacks:
         for row, client in enumerate(stack.places):
-            moved = {name: stack.params[name][row] for name in trainable}
+            # Copied: whoever keeps or saves one client's shall not keep all of its job's.
+            moved = {name: stack.params[name][row].clone() for name in trainable}
             if not all(bool(p.isfinite().all()) for p in moved.values()):
                 raise FloatingPointError(
                     f"Fine-tuning diverged on client {client}. Use an lr smaller than {lr}."
@@ -110,22 +136,50 @@ def fine_tune(
     return personal
 
 
-def _is_body_then_head(model: nn.Module) -> bool:
+def _ties(ready: Ready, name: str) -> bool:
+    """Tell whether the body and the head share this parameter."""
+    parts = {n.partition(".")[0] for n in (name, ready.replica().others[name])}
+    return parts == {"body", "head"}
+
+
+def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
+    """Return the head, ready for what the body returns, if that is all that the model does."""
+    model, clients = ready.model, ready.clients
     hooks = model._forward_pre_hooks or model._forward_hooks
-    return type(model).forward is BodyHead.forward and "forward" not in vars(model) and not hooks
+    whole = type(model).forward is not BodyHead.forward or "forward" in vars(model) or hooks
+    if whole or not (isinstance(strategy, str) or strategy.autocast is None):
+        return None
+    with own_modes(clients.device, grad=False):
+        replica = ready.replica()
+        body, spare = replica.loaded(ready.params).body, replica.spare
+        rows = [body(x.clone() if spare else x) for x in clients.inputs.split(_CHUNK)]
+        if not all(isinstance(row, Tensor) and row.ndim for row in rows):
+            return None
+        inputs = torch.cat(rows)
+        if len(inputs) != len(clients.inputs):
+            return None
+        head = {n.removeprefix("head."): p for n, p in ready.params.items() if n[:5] == "head."}
+        if head.keys() != dict(model.head.named_parameters()).keys():
+            return None
+        # A head may use more than what the body returns.
+        x = clients.inputs[:2]
+        apart = Replica(model.head, spare=True)(head, inputs[:2])
+        if not torch.allclose(apart, replica(ready.params, x), rtol=1e-3, atol=1e-5):
+            return None
+    featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)
+    return check_model(model.head, head, featured)
 
 
 def _train_heads(
-    model: BodyHead,
-    params: Params,
-    clients: ClientData,
+    ready: Ready,
     cohort: np.ndarray,
     batches: list[np.ndarray],
+    trainable: list[str],
     how: dict,
 ) -> list[Trained]:
-    """Train heads on features computed once: a body that stays gives the same at every step."""
-    head = {n.removeprefix("head."): p for n, p in params.items() if n.startswith("head.")}
-    inputs = features(model, params, clients.inputs)
-    featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)
-    trained = train_cohort(model.head, head, featured, cohort, batches, trainable=head, **how)
+    """Train heads on what the body returned once: a body that stays gives the same every time."""
+    names = [name.removeprefix("head.") for name in trainable]
+    trained = train_cohort(
+        ready, ready.params, ready.clients, cohort, batches, trainable=names, **how
+    )
     return [t._replace(params={f"head.{n}": p for n, p in t.params.items()}) for t in trained]

@@ -10,8 +10,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from fedlib._checks import check_positive_int, check_type
+from fedlib._checks import check_int, check_positive_int, check_type
 
 Params = dict[str, Tensor]
 """A model's parameters by name, as ``Module.named_parameters`` names them."""
@@ -20,6 +21,7 @@ Params = dict[str, Tensor]
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed`` and leave torch's global generators as they were."""
+    seed = check_int("seed", seed, minimum=0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the GPUs' too
         yield
@@ -93,9 +95,9 @@ class MLP(BodyHead):
         hidden: Sequence[int] = (64,),
         seed: int = 0,
     ) -> None:
-        _check_shape(image_shape)
-        check_positive_int("num_classes", num_classes)
-        widths = [math.prod(image_shape), *hidden]
+        image_shape = _check_shape("image_shape", image_shape)
+        num_classes = check_positive_int("num_classes", num_classes)
+        widths = [math.prod(image_shape), *_check_shape("hidden", hidden)]
         with _seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
             for width_in, width_out in pairwise(widths):
@@ -129,8 +131,10 @@ class CNN(BodyHead):
         num_features: int = 64,
         seed: int = 0,
     ) -> None:
-        _check_shape(image_shape)
-        check_positive_int("num_classes", num_classes)
+        image_shape = _check_shape("image_shape", image_shape)
+        num_classes = check_positive_int("num_classes", num_classes)
+        width = check_positive_int("width", width)
+        num_features = check_positive_int("num_features", num_features)
         if len(image_shape) != 3:
             raise ValueError(
                 f"Invalid image_shape={tuple(image_shape)}: not channels, height and width. "
@@ -158,13 +162,10 @@ class CNN(BodyHead):
             super().__init__(body, nn.Linear(num_features, num_classes))
 
 
-def _check_shape(image_shape: Sequence[int]) -> None:
-    if not isinstance(image_shape, Sequence):
-        raise TypeError(
-            f"Invalid image_shape={image_shape!r}: not a sequence. Use a tuple such as (1, 8, 8)."
-        )
-    for size in image_shape:
-        check_positive_int("image_shape's size", size)
+def _check_shape(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"Invalid {name}={sizes!r}: not a sequence. Use a tuple such as (1, 8, 8).")
+    return tuple(check_positive_int(f"{name}'s size", size) for size in sizes)
 
 
 def params_of(model: nn.Module) -> Params:
@@ -172,13 +173,21 @@ def params_of(model: nn.Module) -> Params:
 
     Raises:
         TypeError: if ``model`` is not a module.
+        ValueError: if a parameter has no shape yet.
 
     Example:
         >>> sorted(params_of(LinearNet(5, 2)))
         ['body.weight', 'head.weight']
     """
     check_type("model", model, nn.Module, "Use a torch.nn.Module, such as MLP((1, 8, 8), 10).")
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"Invalid model: its parameter {lazy[0]} has no shape yet, as in a lazy layer. Call "
+            "the model on a batch once, model(clients.inputs[:2])."
+        )
+    with torch.inference_mode(False):  # what is made inside it can never need a gradient
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
@@ -203,6 +212,7 @@ def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
         torch.Size([10])
     """
     joined = params_of(model)
+    check_type("params", params, Mapping, "Use params_of(model), or the params of a result.")
     body = [name for name in joined if name.startswith("body.")]
     if not body:
         raise ValueError(

@@ -29,7 +29,7 @@ from fedlib import distributed
 from fedlib._checks import check_positive_int
 from fedlib.aggregate import server_step
 from fedlib.clients import ClientData
-from fedlib.engine import Strategy, Trained, train_cohort
+from fedlib.engine import Strategy, Trained, resolve_strategy, train_cohort
 from fedlib.fedavg import (
     FedAvgConfig,
     FedAvgResult,
@@ -39,9 +39,9 @@ from fedlib.fedavg import (
     run_rounds,
     train_round,
 )
-from fedlib.local import trainable_of
 from fedlib.models import Params, params_of
 from fedlib.steps import LocalStep, control_variate, sgd
+from fedlib.validate import Ready, trainable_of
 
 
 class FedRepResult(NamedTuple):
@@ -117,7 +117,7 @@ def run_fedrep(
         Collins et al. (2021), Exploiting shared representations for personalized federated
         learning, Algorithm 1. Chapter 15.
     """
-    check_positive_int("head_steps", head_steps)
+    head_steps = check_positive_int("head_steps", head_steps)
     initial = params_of(model)
     trainable = trainable_of(model)
     head = [name for name in trainable if name.startswith("head.")]
@@ -132,7 +132,7 @@ def run_fedrep(
     def start(params: Params) -> Params:
         return params | {_kept(name): _repeat(params[name], len(clients)) for name in head}
 
-    def play(state: Params, rng: np.random.Generator) -> tuple[Params, float]:
+    def play(ready: Ready, state: Params, rng: np.random.Generator) -> tuple[Params, float]:
         cohort, batches = draw_round(
             clients, config, rng=rng, local_steps=head_steps + config.local_steps
         )
@@ -140,7 +140,7 @@ def run_fedrep(
         index = torch.as_tensor(cohort, device=clients.device)
         run = dict(config=config, strategy=strategy)
         own = _train_apart(
-            model,
+            ready,
             params,
             clients,
             cohort,
@@ -150,7 +150,7 @@ def run_fedrep(
             **run,
         ).params
         params, loss = train_round(
-            model,
+            ready,
             params,
             clients,
             cohort,
@@ -162,6 +162,10 @@ def run_fedrep(
         )
         heads = {_kept(n): state[_kept(n)].index_copy(0, index, own[n]) for n in head}
         return params | heads, loss
+
+    def check(ready: Ready) -> None:
+        for names, steps in ((head, head_steps), (body, config.local_steps)):
+            resolve_strategy(strategy, ready, sgd, local_steps=steps, trainable=names, own=head)
 
     state, history = run_rounds(
         play,
@@ -175,12 +179,13 @@ def run_fedrep(
         progress=progress,
         step=sgd,
         strategy=strategy,
+        check=check,
         start=start,
-        head_steps=int(head_steps),
+        head_steps=head_steps,
     )
     params = {name: state[name] for name in initial}
     personal = [
-        params | {name: state[_kept(name)][i] for name in head} for i in range(len(clients))
+        params | {name: state[_kept(name)][i].clone() for name in head} for i in range(len(clients))
     ]
     return FedRepResult(params, history, personal)
 
@@ -251,7 +256,7 @@ def run_scaffold(
         zeros = {name: torch.zeros_like(params[name]) for name in trainable}
         return params | {_kept(name): _repeat(zero, len(clients)) for name, zero in zeros.items()}
 
-    def play(state: Params, rng: np.random.Generator) -> tuple[Params, float]:
+    def play(ready: Ready, state: Params, rng: np.random.Generator) -> tuple[Params, float]:
         cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
         params = {name: state[name] for name in initial}
         controls = {name: state[_kept(name)] for name in trainable}
@@ -259,7 +264,7 @@ def run_scaffold(
         mean = {name: _mean(rows, clients.sizes) for name, rows in controls.items()}
         correction = {name: mean[name] - rows[index] for name, rows in controls.items()}
         trained = _train_apart(
-            model,
+            ready,
             params,
             clients,
             cohort,
@@ -280,6 +285,12 @@ def run_scaffold(
         kept = {_kept(name): rows for name, rows in controls.items()}
         return params | moved | kept, float(_mean(trained.losses, sizes))
 
+    def check(ready: Ready) -> None:
+        resolve_strategy(
+            strategy, ready, control_variate, local_steps=config.local_steps,
+            trainable=trainable, extra=True,
+        )  # fmt: skip
+
     state, history = run_rounds(
         play,
         model,
@@ -292,6 +303,7 @@ def run_scaffold(
         progress=progress,
         step=control_variate,
         strategy=strategy,
+        check=check,
         start=start,
     )
     return FedAvgResult({name: state[name] for name in initial}, history)
@@ -314,7 +326,7 @@ def _mean(rows: Tensor, weights: np.ndarray) -> Tensor:
 
 
 def _train_apart(
-    model: nn.Module,
+    ready: Ready,
     params: Params,
     clients: ClientData,
     cohort: Int[np.ndarray, " m"],
@@ -337,7 +349,7 @@ def _train_apart(
     losses = next(iter(moved.values())).new_zeros(everyone)
     if len(mine):
         for some in train_cohort(
-            model,
+            ready,
             params,
             clients,
             cohort[mine],

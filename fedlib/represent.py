@@ -9,7 +9,6 @@ __all__ = [
     "linear_probe",
 ]
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +16,10 @@ import torch
 from jaxtyping import Float, Int, Real
 from scipy.special import entr
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedlib._checks import check_int, check_positive, check_positive_int
-from fedlib.local import check_params
 from fedlib.models import Params
+from fedlib.validate import Replica, check_params, own_modes
 
 
 def features(
@@ -64,10 +62,11 @@ def features(
         ReLU 3 64
     """
     check_params(model, params)
-    check_positive_int("chunk", chunk)
-    body = copy.deepcopy(getattr(model, "body", None))
-    if not isinstance(body, nn.Module):
+    chunk = check_positive_int("chunk", chunk)
+    if not isinstance(getattr(model, "body", None), nn.Module):
         raise ValueError("Invalid model: it has no body. Use a model such as BodyHead(body, head).")
+    with own_modes(torch.device("cpu")):
+        body = Replica(model).loaded(params).body.eval()
     if layer is not None:
         if not isinstance(body, nn.Sequential):
             raise ValueError(
@@ -82,11 +81,10 @@ def features(
             )
         # Not a hook on the layer: an in-place ReLU behind it would overwrite what the hook saw.
         body = body[: layer + 1]
-    own = {name: params[f"body.{name}"] for name, _ in body.named_parameters()}
-    body, inputs = body.eval(), torch.as_tensor(images)
+    inputs = torch.as_tensor(images)
     try:
-        with torch.no_grad():
-            rows = [functional_call(body, own, (x,)).flatten(1) for x in inputs.split(chunk)]
+        with own_modes(inputs.device, grad=False):
+            rows = [body(x.clone()).flatten(1) for x in inputs.split(chunk)]
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

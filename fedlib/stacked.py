@@ -3,6 +3,7 @@
 __all__ = ["stacked_call"]
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
     )
     if plain:
         return _STACKED[forward](module, params, inputs)
-    return vmap(lambda p, x: functional_call(module, p, (x,)))(params, inputs)
+    call = partial(functional_call, module, tie_weights=False)  # every name is given
+    return vmap(lambda p, x: call(p, (x,)))(params, inputs)
 
 
 def _linear(module: nn.Linear, params: Params, inputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedlib._checks import check_positive
+from fedlib._checks import check_number, check_positive
 
 Tensors = list[Tensor]
 
@@ -16,8 +16,10 @@ Tensors = list[Tensor]
 class LocalStep(NamedTuple):
     """An optimiser that a client starts afresh in every round, as two pure functions.
 
-    The tensors may carry a leading client axis: rules act entry by entry, and so do for one client
-    what they do for a stack of clients. New values are returned; nothing is written in place.
+    The tensors may carry a leading client axis: a rule that acts entry by entry does for a stack of
+    clients what it does for one. A rule is tried before a run; one that does more, such as clipping
+    by the length of a client's whole gradient, has its clients run one by one. New values are
+    returned, the same for the same numbers; nothing is written in place.
 
     Attributes:
         name: tells the rule and its constants; part of a checkpoint's identity.
@@ -73,8 +75,7 @@ def momentum(beta: float = 0.9) -> LocalStep:
     Returns:
         The rule; equal to ``torch.optim.SGD(..., momentum=beta)``.
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"Invalid beta={beta}: must be in [0, 1). Use 0.9, say.")
+    beta = check_number("beta", beta, least=0, below=1)
 
     def update(params, grads, velocity, lr):
         velocity = [torch.add(g, v, alpha=beta) for v, g in zip(velocity, grads, strict=True)]
@@ -99,7 +100,7 @@ def proximal(mu: float) -> LocalStep:
     Reference:
         Li et al. (2020), Federated optimization in heterogeneous networks.
     """
-    check_positive("mu", mu)
+    mu = check_positive("mu", mu)
 
     def update(params, grads, start, lr):
         pulls = [g + mu * (p - p0) for p, g, p0 in zip(params, grads, start, strict=True)]
@@ -128,7 +129,7 @@ def per_fedavg(inner_lr: float) -> LocalStep:
         Fallah, Mokhtari and Ozdaglar (2020), Personalized federated learning with theoretical
         guarantees: a model-agnostic meta-learning approach.
     """
-    check_positive("inner_lr", inner_lr)
+    inner_lr = check_positive("inner_lr", inner_lr)
 
     def update(params, grads, start, lr):
         if start is None:

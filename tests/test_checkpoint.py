@@ -64,18 +64,24 @@ def round_of(path):
 
 
 class Interrupted(fl.MLP):
-    """A model whose n-th call is interrupted, as by Ctrl-C."""
+    """A model of which, its copies included, the n-th call is interrupted, as by Ctrl-C."""
 
     def __init__(self, n):
         super().__init__((1, 4, 4), 3)
         self.double()
-        self.calls_left = n
+        Interrupted.calls_left = n
 
     def forward(self, inputs):
-        self.calls_left -= 1
-        if self.calls_left == 0:
+        Interrupted.calls_left -= 1
+        if Interrupted.calls_left == 0:
             raise KeyboardInterrupt
         return super().forward(inputs)
+
+
+def calls_of_checks(folder, config):
+    """How often a model is called before the first round of one client's."""
+    start(folder / "counted", model=Interrupted(-1), config=config, eval_every=100)
+    return -1 - Interrupted.calls_left - config.num_rounds * config.local_steps
 
 
 # --- Stopped and resumed ----------------------------------------------------------------------
@@ -104,7 +110,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path, memory_format):
 def test_an_interrupt_in_a_round_keeps_all_rounds_before(tmp_path):
     config = replace(CONFIG, cohort_size=1, local_steps=2, num_rounds=5)
     whole = start(model=Interrupted(-1), config=config, eval_every=100)
-    path, calls_before, steps_per_round = tmp_path / "run", 1, 2
+    path, steps_per_round, calls_before = tmp_path / "run", 2, calls_of_checks(tmp_path, config)
     for done in range(4):  # interrupted in the second step of each round but the last
         model = Interrupted(calls_before + steps_per_round * (done + 1))
         with pytest.raises(KeyboardInterrupt):
@@ -398,7 +404,9 @@ def test_a_checkpoint_further_than_the_run_is_refused(tmp_path):
 
 def test_a_run_cannot_end_at_a_round_that_was_not_evaluated(tmp_path):
     config = replace(CONFIG, cohort_size=1, local_steps=2)
-    path, run = tmp_path / "run", dict(model=Interrupted(7), config=config, eval_every=4)
+    before = calls_of_checks(tmp_path, config)
+    run = dict(model=Interrupted(before + 6), config=config, eval_every=4)
+    path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         start(path, **run)
     with pytest.raises(ValueError, match="num_rounds=2: .* is at round 2. Use num_rounds >= 3"):

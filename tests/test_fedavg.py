@@ -215,10 +215,6 @@ def test_config_refuses(change, error, message, as_readers_run_it):
         (dict(model=fl.MLP((1, 4, 4), 3)), "to one dtype and device"),
         (dict(model=with_backward_hook()), "backward hooks.*Remove them"),
         (
-            dict(model=nn.Sequential(nn.Flatten(), *[nn.Linear(16, 16)] * 2).double()),
-            "two of its layers share a parameter. Give each",
-        ),
-        (
             dict(model=nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)).double()),
             "torch's global generator.*Leave out dropout",
         ),

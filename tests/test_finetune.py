@@ -1,5 +1,8 @@
 """Fine-tuning and evaluation, against closed forms and plain torch."""
 
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +53,112 @@ def test_heads_on_stored_features_equal_heads_behind_a_running_body():
     for i in range(len(clients)):
         assert distance(doubled[i], again[i]) < 1e-13
         assert distance(doubled[i], stored[i]) > 1e-3
+
+
+HEADS = {
+    "rows are no vectors": lambda: fl.BodyHead(
+        nn.Sequential(nn.Flatten(2), nn.Linear(16, 6)),
+        nn.Sequential(nn.Softmax(-1), nn.Flatten(), nn.Linear(6, 3)),
+    ),
+    "rows are images": lambda: fl.BodyHead(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
+    ),
+    "in-place head": lambda: fl.BodyHead(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 6)),
+        nn.Sequential(nn.SiLU(inplace=True), nn.Linear(6, 3)),
+    ),
+    "in-place body": lambda: fl.BodyHead(
+        nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True)), nn.Linear(16, 3)
+    ),
+    "the body's mode counts": lambda: fl.BodyHead(Moody(), nn.Linear(16, 3)),
+    "head without clients' axis": lambda: fl.BodyHead(nn.Flatten(), Branching()),
+}
+
+
+class Moody(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) * (3 if self.training else 1)
+
+
+class Branching(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 3)
+
+    def forward(self, x):
+        return super().forward(x if (x > 99).any() else x.relu())
+
+
+@pytest.mark.filterwarnings("ignore:Clients are not stacked:RuntimeWarning")
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_heads_see_what_the_model_gives_them(name, batch_size):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, clients = HEADS[name]().double(), federation()
+    images = clients.inputs.clone()
+    start = fl.params_of(model)
+    tune = dict(steps=9, lr=0.3, batch_size=batch_size, part="head", seed=2)
+    personal = fl.fine_tune(model, start, clients, **tune)
+    for i, own in enumerate(personal):
+        oracle = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(oracle.head.parameters(), lr=0.3)
+        x, y = clients[i]
+        rng = np.random.default_rng([2, i])
+        for rows in fl.draw_batches(len(x), local_steps=9, batch_size=batch_size, rng=rng):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(oracle(x[rows]), y[rows]).backward()
+            optimizer.step()
+        assert distance(own, fl.params_of(oracle)) < 1e-13
+    assert torch.equal(clients.inputs, images)
+
+
+@pytest.mark.parametrize("part", ["all", "head", "body"])
+def test_what_is_frozen_stays(part):
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    model.body[1].bias.requires_grad_(False)
+    model.head.bias.requires_grad_(False)
+    model.head.order = nn.Parameter(torch.arange(3), requires_grad=False)
+    start = fl.params_of(model)
+    tune = dict(steps=2, lr=0.1, batch_size=4, part=part, seed=0)
+    for own in fl.fine_tune(model, start, clients, **tune):
+        for name, p in own.items():
+            moves = name.endswith("weight") and (part == "all" or name.startswith(part))
+            assert torch.equal(p, start[name]) != moves, name
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="none of its parameters is trainable. Use requires_grad"):
+        fl.fine_tune(model, start, clients, **tune)
+
+
+@pytest.mark.parametrize("part", ["all", "head"])
+def test_a_clients_parameters_are_saved_without_the_others(part):
+    clients, model = federation((5,) * 40), fl.MLP((1, 4, 4), 3).double()
+    tune = dict(steps=1, lr=0.1, batch_size=4, part=part, seed=0)
+    own = fl.fine_tune(model, fl.params_of(model), clients, **tune)[0]
+    file = io.BytesIO()
+    torch.save(own, file)
+    assert len(file.getvalue()) < 2 * sum(p.nbytes for p in own.values()) + 4000
+
+
+@pytest.mark.parametrize("strategy", ["merged", fl.Strategy(merge=True)])
+@pytest.mark.parametrize("part", ["all", "head"])
+def test_fine_tuned_clients_are_not_merged(strategy, part):
+    clients, model = federation(), fl.MLP((1, 4, 4), 3).double()
+    tune = dict(steps=1, lr=0.1, batch_size=4, part=part, seed=0, strategy=strategy)
+    with pytest.raises(ValueError, match="merges clients, but fine-tuned clients stay apart"):
+        fl.fine_tune(model, fl.params_of(model), clients, **tune)
+
+
+def test_a_parameter_of_body_and_head_is_no_part():
+    body = nn.Sequential(nn.Flatten(), nn.Linear(16, 16))
+    model = fl.BodyHead(body, nn.Linear(16, 16)).double()
+    model.head.weight = body[1].weight
+    start, clients = fl.params_of(model), federation()
+    tune = dict(steps=1, lr=0.1, batch_size=4, seed=0)
+    with pytest.raises(ValueError, match="head.weight is a parameter of the body and of the head"):
+        fl.fine_tune(model, start, clients, part="head", **tune)
+    moved = fl.fine_tune(model, start, clients, **tune)[0]
+    assert moved.keys() == start.keys() == {"body.1.weight", "body.1.bias", "head.bias"}
 
 
 def test_a_clients_result_does_not_depend_on_the_others():

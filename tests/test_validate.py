@@ -1,0 +1,478 @@
+"""What the one model check decides, and that every entrance rests on it."""
+
+import copy
+import io
+import threading
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedlib as fl
+from fedlib import validate
+from fedlib.engine import Strategy, train_cohort
+
+CONFIG = fl.FedAvgConfig(num_rounds=2, local_steps=3, cohort_size=3, batch_size=4, client_lr=0.1)
+
+
+def federation(sizes=(5, 9, 3, 12), *, classes=3, shape=(1, 4, 4), dtype=torch.float64):
+    rng = np.random.default_rng(0)
+    inputs = torch.as_tensor(rng.standard_normal((sum(sizes), *shape)), dtype=dtype)
+    labels = torch.as_tensor(rng.integers(classes, size=sum(sizes)))
+    return fl.ClientData(inputs, labels, np.array(sizes))
+
+
+def mlp(**options):
+    return fl.MLP((1, 4, 4), 3, **options).double()
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def run(model, clients=None, config=CONFIG, **options):
+    clients = federation() if clients is None else clients
+    return fl.run_fedavg(model, clients, config, seed=0, progress=False, **options).params
+
+
+def one_round(model, clients=None, config=CONFIG, **options):
+    clients = federation() if clients is None else clients
+    rng = np.random.default_rng([0, 0])
+    return fl.run_round(model, fl.params_of(model), clients, config, rng=rng, **options)[0]
+
+
+def local(model, clients=None, **options):
+    clients = federation() if clients is None else clients
+    rows = np.array([[0, 1], [2, 1]])
+    options.pop("strategy", None)
+    return fl.local_sgd(model, fl.params_of(model), *clients[0], rows, lr=0.1, **options).params
+
+
+ENTRANCES = [run, one_round, local]
+
+
+# --- Shapes and types ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ENTRANCES)
+def test_no_entrance_broadcasts(as_readers_run_it, call):
+    clients = fl.ClientData(torch.ones(29, 5), torch.ones(29), np.array([5, 9, 3, 12]))
+    with pytest.raises(ValueError, match="Invalid model: .* one number per example"):
+        call(nn.Linear(5, 1), clients)
+
+
+@pytest.mark.parametrize("call", ENTRANCES)
+def test_every_entrance_says_that_dtypes_differ(as_readers_run_it, call):
+    with pytest.raises(ValueError, match="Invalid model: it cannot take .* to one dtype"):
+        call(mlp().float(), federation())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "error", "message"),
+    [
+        (torch.ones(3, 1), torch.ones(3), ValueError, r"Invalid outputs of shape \(3, 1\)"),
+        (torch.ones(1), torch.ones(3), ValueError, "real targets need one number"),
+        (torch.ones(3), torch.zeros(3).long(), ValueError, "one row of scores per example"),
+        (torch.ones(3, 2, 4), torch.zeros(3, 4).long(), ValueError, "one row of scores"),
+        (torch.ones(3, 2), torch.tensor([0, 1, 2]), ValueError, "labels reach from 0 to 2"),
+        (torch.ones(3, 2), torch.tensor([0, 1, -100]), ValueError, "labels reach from -100"),
+        (torch.ones(3, 2).long(), torch.zeros(3).long(), TypeError, "outputs of type torch.int64"),
+        ([1.0], torch.ones(1), TypeError, "Invalid outputs of type list"),
+        (torch.ones(1), 1.0, TypeError, "Invalid targets of type float"),
+    ],
+)
+@pytest.mark.parametrize("loss", [fl.task_loss, fl.local.example_losses])
+def test_a_loss_takes_one_row_per_target(as_readers_run_it, loss, outputs, targets, error, message):
+    with pytest.raises(error, match=message):
+        loss(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(lr=-1.0), ValueError, "Invalid lr=-1.0"),
+        (dict(lr="1"), TypeError, "Invalid lr='1'"),
+        (dict(batches=np.array([[9]])), ValueError, "reach from 9 to 9, but the client has 5"),
+        (dict(batches=np.array([[-1]])), ValueError, "reach from -1 to -1"),
+        (dict(batches=np.array([[0.5]])), TypeError, "Invalid batches of type float64"),
+        (dict(inputs=[[1.0]]), TypeError, "Invalid inputs of type list"),
+        (dict(step="sgd"), TypeError, "Invalid step of type str"),
+        (dict(trainable=["had"]), ValueError, "Invalid trainable: had is no parameter"),
+        (dict(step=fl.per_fedavg(0.1), batches=np.array([[1]])), ValueError, "in groups of 2"),
+    ],
+)
+def test_local_sgd_refuses(as_readers_run_it, change, error, message):
+    model, (x, y) = mlp(), federation()[0]
+    given = dict(params=fl.params_of(model), inputs=x, targets=y, batches=np.array([[0, 1]]))
+    with pytest.raises(error, match=message):
+        fl.local_sgd(model, **(given | dict(lr=0.1) | change))
+
+
+def test_a_strategy_is_of_bools(as_readers_run_it):
+    with pytest.raises(TypeError, match="Invalid stack='no': neither True nor False"):
+        Strategy(stack="no")
+
+
+def test_positions_of_another_client_are_refused():
+    model, clients = mlp(), federation()
+    rows = [np.array([[0, 5]]), np.array([[0, 1]])]
+    with pytest.raises(ValueError, match="reach from 0 to 5, but the client has 5 examples"):
+        train_cohort(model, fl.params_of(model), clients, np.array([0, 1]), rows, lr=0.1)
+    with pytest.raises(ValueError, match="clients are 0 to 3"):
+        train_cohort(model, fl.params_of(model), clients, np.array([4]), rows[1:], lr=0.1)
+
+
+def test_a_label_that_was_written_later_is_refused():
+    clients = federation()
+    clients.targets[3] = -100
+    with pytest.raises(ValueError, match="the least label is -100, written after"):
+        run(mlp(), clients)
+
+
+def test_outputs_that_overflow_are_called_so():
+    clients = federation(dtype=torch.float32)
+    huge = fl.ClientData(clients.inputs * 8e37, clients.targets, clients.sizes)
+    with pytest.raises(ValueError, match="overflow"):
+        run(mlp().float(), huge)
+
+
+def test_nan_is_no_class():
+    clients = fl.ClientData(torch.eye(2), torch.tensor([0, 0]), np.array([1, 1]))
+
+    class Root(nn.Module):
+        def forward(self, x):  # NaN for the second client's parameters only
+            return (x + self.shift).sqrt()
+
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(()))
+
+    model, shifts = Root(), [torch.tensor(0.0), torch.tensor(-5.0)]
+    fl.evaluate(model, {"shift": shifts[0]}, clients)
+    assert fl.evaluate(model, [{"shift": s} for s in shifts], clients).tolist() == [1.0, 0.0]
+
+
+# --- Rules --------------------------------------------------------------------------------------
+
+
+def clip(params, grads, state, lr):
+    length = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+    scale = (0.05 / length).clamp(max=1)
+    return [p - lr * scale * g for p, g in zip(params, grads, strict=True)], state
+
+
+def write(params, grads, state, lr):
+    for p, g in zip(params, grads, strict=True):
+        p.data.add_(g, alpha=-lr)
+    return params, state
+
+
+def noisy(params, grads, state, lr):
+    return [p - lr * (g + torch.randn_like(g)) for p, g in zip(params, grads, strict=True)], state
+
+
+def decay(params, grads, state, lr):  # of matrices only: a stack of biases is a matrix
+    return [
+        p - lr * (g + 0.1 * p * (p.ndim > 1)) for p, g in zip(params, grads, strict=True)
+    ], state
+
+
+def rule(update):
+    return fl.LocalStep(update.__name__, lambda params, extra: None, update)
+
+
+@pytest.mark.parametrize("update", [clip, decay])
+def test_a_rule_that_is_not_entrywise_is_never_stacked(update):
+    model, step = mlp(), rule(update)
+    expected = run(model, step=step, strategy="loop")
+    with pytest.warns(RuntimeWarning, match=f"{update.__name__} does not act entry by") as said:
+        found = run(model, step=step)
+    assert len(said) == 1
+    assert distance(found, expected) < 1e-15
+    assert distance(expected, run(model)) > 1e-6
+    for strategy in ("stacked", Strategy(stack=True, chunk=2)):
+        with pytest.raises(ValueError, match='entry by entry. Use strategy="threads"'):
+            run(model, step=step, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (write, "Invalid step write: it writes into the parameters"),
+        (noisy, "Invalid step noisy: for the same parameters and gradients it gives two results"),
+        (lambda p, g, s, lr: (p[:1], s), "tensors of other numbers, shapes"),
+        (lambda p, g, s, lr: (p.missing, s), r"it fails \('list' object has no"),
+    ],
+)
+@pytest.mark.parametrize("call", ENTRANCES)
+@pytest.mark.parametrize("strategy", ["auto", "loop"])
+def test_a_rule_that_breaks_its_contract_is_refused(call, strategy, update, message):
+    model = mlp()
+    before, generator = fl.params_of(model), torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=message):
+        call(model, step=rule(update), strategy=strategy)
+    assert distance(before, fl.params_of(model)) == 0
+    assert torch.equal(generator, torch.random.get_rng_state())
+
+
+def test_the_rules_of_the_library_are_stacked():
+    for step in (fl.sgd, fl.momentum(), fl.proximal(0.1), fl.per_fedavg(0.1)):
+        assert validate.check_rule(step, fl.params_of(mlp())) is None
+    assert validate.check_rule(fl.control_variate, fl.params_of(mlp()), extra=True) is None
+
+
+# --- The user's model and data ------------------------------------------------------------------
+
+
+class Keeps(nn.Module):
+    def forward(self, x):
+        self.last = x.flatten(1).relu()
+        return self.last
+
+
+def test_a_model_that_keeps_activations_is_left_alone():
+    model = fl.BodyHead(Keeps(), nn.Linear(16, 3)).double()
+    model(federation().inputs[:2]).sum().backward()  # kept with a history, by the user's own call
+    kept = model.body.last
+    params = run(model, strategy="stacked")
+    fl.features(model, params, federation().inputs)
+    fl.evaluate(model, params, federation())
+    assert model.body.last is kept
+    torch.save(model.state_dict(), io.BytesIO())
+
+
+@pytest.mark.parametrize("in_place", [nn.ReLU(inplace=True), nn.Hardtanh(-0.1, 0.1, inplace=True)])
+def test_inputs_stay_as_they_are(in_place):
+    clients = federation()
+    before = clients.inputs.clone()
+
+    def make(layer):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            body = nn.Sequential(nn.Flatten(), layer, nn.Linear(16, 5))
+            return fl.BodyHead(body, nn.Linear(5, 3)).double()
+
+    other = copy.copy(in_place)
+    other.inplace = False
+    model, plain = make(in_place), make(other)
+    full = replace(CONFIG, batch_size=None)
+    assert distance(run(model, clients, full), run(plain, clients, full)) < 1e-15
+    params = one_round(model, clients, full)
+    images = clients.inputs.numpy().copy()
+    features = [fl.features(m, params, images) for m in (model, plain)]
+    assert torch.equal(*features)
+    scores = [fl.evaluate(m, params, clients, metric="loss") for m in (model, plain)]
+    np.testing.assert_array_equal(*scores)
+    tune = dict(steps=3, lr=0.1, batch_size=None, part="head", seed=0)
+    tuned = [fl.fine_tune(m, params, clients, **tune) for m in (model, plain)]
+    assert max(map(distance, *tuned)) < 1e-15
+    assert torch.equal(clients.inputs, before)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_two_threads_may_use_one_model():
+    model, clients = mlp(), federation()
+    params = [fl.params_of(mlp(seed=seed)) for seed in (1, 2)]
+    own = fl.params_of(model)
+    expected = [fl.evaluate(model, p, clients, metric="loss") for p in params]
+    wrong = []
+
+    def work(i):
+        for _ in range(30):
+            found = fl.evaluate(model, params[i], clients, metric="loss", chunk=2)
+            if not np.allclose(found, expected[i]):
+                wrong.append(i)
+        try:
+            results[i] = run(model)
+        except Exception as error:
+            wrong.append(error)
+
+    results = [None, None]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert distance(results[0], results[1]) == 0
+    assert distance(own, fl.params_of(model)) == 0
+
+
+# --- What is set around a run -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ambient",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        torch.no_grad,
+        torch.inference_mode,
+    ],
+)
+def test_a_run_does_not_depend_on_what_is_set_around_it(ambient):
+    clients, model = federation(dtype=torch.float32), mlp().float()
+    strategies = ["stacked", "loop", Strategy(threads=2)]
+    expected = [run(model, clients, strategy=s) for s in strategies]
+    tune = dict(steps=2, lr=0.1, batch_size=2, seed=0)
+    tuned = fl.fine_tune(model, expected[0], clients, **tune)
+    losses = fl.evaluate(model, tuned, clients, metric="loss")
+    rows, stepped = fl.features(model, expected[0], clients.inputs), local(model, clients)
+    with ambient():
+        for strategy, params in zip(strategies, expected, strict=True):
+            assert distance(run(model, clients, strategy=strategy), params) == 0
+        assert max(map(distance, fl.fine_tune(model, expected[0], clients, **tune), tuned)) == 0
+        assert (fl.evaluate(model, tuned, clients, metric="loss") == losses).all()
+        assert torch.equal(fl.features(model, expected[0], clients.inputs), rows)
+        assert distance(local(model, clients), stepped) == 0
+        one_round(model, clients)
+
+
+def test_data_made_in_inference_mode_are_refused_in_a_sentence():
+    with torch.inference_mode():
+        clients = federation()
+        with pytest.raises(ValueError, match="made inside torch.inference_mode.*outside"):
+            run(mlp(), clients)
+
+
+def test_later_threads_start_with_the_callers_number_of_threads():
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        run(mlp(), strategy=Strategy(threads=2))
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), found) == (2, [2])
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- Once, and again when something has changed ---------------------------------------------------
+
+
+def test_a_model_is_looked_at_once_and_again_when_it_changed(monkeypatch):
+    looked = []
+
+    def spy(*args):
+        looked.append(args)
+        return judge(*args)
+
+    judge = validate._judge
+    monkeypatch.setattr(validate, "_judge", spy)
+    clients, model = federation(), mlp()
+    model.body.append(nn.Dropout(0.5))
+    model.eval()
+    for _ in range(3):
+        one_round(model, clients)
+    fl.evaluate(model, [fl.params_of(model)] * 4, clients)
+    assert len(looked) == 1
+    one_round(model, federation())  # other data
+    assert len(looked) == 2
+    model.train()
+    with pytest.raises(ValueError, match="as dropout does"):
+        one_round(model, clients)
+    model.eval()
+    model.head.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="backward hooks"):
+        one_round(model, clients)
+
+
+def test_a_forward_that_was_replaced_is_looked_at():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 3).double()
+
+        def forward(self, x):
+            return self.head(x.flatten(1))
+
+    model = Own()
+    one_round(model, clients := federation())
+    Own.forward = lambda self, x: self.head(x.flatten(1)) - x.mean()
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        one_round(model, clients)
+
+
+# --- Resuming -----------------------------------------------------------------------------------
+
+
+class Act(nn.Module):
+    def __init__(self, act, constant):
+        super().__init__()
+        self.act, self.constant = act, constant
+
+    def forward(self, x):
+        return self.constant * self.act(x)
+
+
+def acting(act=torch.relu, constant=1.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), Act(act, constant))
+        return fl.BodyHead(body, nn.Linear(5, 3)).double()
+
+
+def scaled(scale):
+    return fl.LocalStep(
+        "scaled",
+        lambda params, extra: None,
+        lambda params, grads, state, lr: (
+            [p - scale * lr * g for p, g in zip(params, grads, strict=True)],
+            state,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(act=torch.tanh), dict(constant=1.02), dict(step=scaled(1.1)), dict(act=torch.nn.ELU())],
+)
+def test_a_resumed_run_notices_changed_code(tmp_path, change):
+    step = change.pop("step", scaled(1.0))
+    path, longer = tmp_path / "run", replace(CONFIG, num_rounds=3)
+    run(acting(), step=scaled(1.0), checkpoint=path)
+    with pytest.raises(ValueError, match="what the model's or the rule's code computes differs"):
+        run(acting(**change), config=longer, step=step, checkpoint=path)
+    expected = run(acting(), config=longer, step=scaled(1.0))
+    assert distance(run(acting(), config=longer, step=scaled(1.0), checkpoint=path), expected) == 0
+
+
+def test_probes_agree_up_to_rounding():
+    clients, model = federation(dtype=torch.float32), mlp().float()
+    single = validate.check_model(model, fl.params_of(model), clients)
+    double = mlp().float().double()
+    as_double = fl.ClientData(clients.inputs.double(), clients.targets, clients.sizes)
+    other = validate.check_model(double, fl.params_of(double), as_double)
+    for step in (fl.sgd, fl.momentum(0.9), fl.control_variate):
+        here, there = (validate.probe(ready, step) for ready in (single, other))
+        assert validate.same_probe(here, there)
+    assert not validate.same_probe(
+        validate.probe(single, fl.momentum(0.9)), validate.probe(single, fl.momentum(0.8))
+    )
+
+
+def test_a_checkpoint_without_a_probe_is_still_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedlib.fedavg.probe", lambda *_: None)
+    run(acting(), checkpoint=tmp_path / "run")
+    monkeypatch.undo()
+    longer = replace(CONFIG, num_rounds=3)
+    expected = run(acting(), config=longer)
+    assert distance(run(acting(), config=longer, checkpoint=tmp_path / "run"), expected) == 0
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+
+def test_full_batches_hold_one_row_of_positions():
+    clients, model = federation((4000, 3000), shape=(2,)), nn.Linear(2, 3).double()
+    tracemalloc.start()
+    fl.fine_tune(model, fl.params_of(model), clients, steps=300, lr=0.1, batch_size=None, seed=0)
+    config = replace(CONFIG, num_rounds=1, local_steps=300, batch_size=None, cohort_size=None)
+    run(model, clients, config)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300 * 7000 * 8 / 4  # all steps' positions once, over four
