@@ -19,7 +19,7 @@ from scipy.special import entr
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlib._checks import check_int, check_positive, check_positive_int
+from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
 from fedlib.local import check_params
 from fedlib.models import Params
 
@@ -192,6 +192,7 @@ def class_similarity(
     Reference:
         Collins et al. (2022), who compare raw features; Chapter 13.
     """
+    centre = check_bool("centre", centre)
     rows = _centred("features", features) if centre else _matrix("features", features)
     labels = _labels("labels", labels, len(rows))
     classes, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -265,7 +266,7 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    check_positive("C", C)
+    C = check_positive("C", C)
     train = _matrix("train_features", train_features)
     test = _matrix("test_features", test_features, least=1)
     known = _labels("train_labels", train_labels, len(train))
@@ -323,25 +324,14 @@ def effective_rank(features: Real[Tensor | np.ndarray, "n k"]) -> float:
     return float(np.clip(rank, 1, min(n - 1, k)))  # rounding may lead just outside
 
 
-def _array(values: object) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values  # NumPy has no bfloat16
-    return np.asarray(values)
-
-
 def _matrix(name: str, values: object, least: int = 2) -> np.ndarray:
     """Return features as a float64 matrix with at least ``least`` rows."""
-    matrix = _array(values)
-    if matrix.dtype.kind not in "iuf":
-        raise TypeError(f"Invalid {name} of type {matrix.dtype}: not real numbers. Use floats.")
+    matrix = check_array(name, values)
     if matrix.ndim != 2 or len(matrix) < least or not matrix.shape[1]:
         raise ValueError(
             f"Invalid {name} of shape {matrix.shape}: not examples by features, at least "
             f"{least} by 1. Use one row per example."
         )
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"Invalid {name}: it holds NaN or infinity. Use finite features.")
     return matrix.astype(np.float64)
 
 
@@ -357,9 +347,7 @@ def _centred(name: str, values: object) -> np.ndarray:
 
 
 def _labels(name: str, values: object, num_examples: int) -> np.ndarray:
-    labels = _array(values)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"Invalid {name} of type {labels.dtype}: not integers. Use class indices.")
+    labels = check_array(name, values, kinds="iu")
     if labels.shape != (num_examples,):
         raise ValueError(
             f"Invalid {name} of shape {labels.shape}: there are {num_examples} examples. "
