@@ -27,7 +27,7 @@ __all__ = [
 
 import math
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -351,8 +351,6 @@ def check_indices(
         >>> check_indices("ids", [2, 0], 3), check_indices("ids", [True, False, True], 3, mask=True)
         (array([2, 0]), array([0, 2]))
     """
-    if isinstance(value, Sized) and not isinstance(value, Tensor | str | bytes):
-        value = value if len(value) else np.empty(0, np.int64)
     index = check_array(name, value, kinds="biuf", finite=False)
     if index.ndim != 1:
         raise ValueError(f"Invalid {name} of shape {index.shape}: not one row. Use a list of them.")

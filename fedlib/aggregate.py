@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from fedlib._checks import check_array, check_positive, check_type
+from fedlib._checks import check_array, check_number, check_type
 from fedlib.models import Params
 
 
@@ -75,7 +75,7 @@ def server_step(params: Params, average: Params, *, server_lr: float = 1.0) -> P
         >>> server_step({"w": torch.zeros(1)}, {"w": torch.ones(1)}, server_lr=0.5)
         {'w': tensor([0.5000])}
     """
-    server_lr = check_positive("server_lr", server_lr)
+    server_lr = check_number("server_lr", server_lr, above=0, most=1e38)  # float32 ends there
     _check_alike("params", params, params, "params")
     _check_alike("average", average, params, "params")
     return {name: torch.lerp(p, average[name], server_lr) for name, p in params.items()}

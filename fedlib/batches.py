@@ -51,7 +51,8 @@ def draw_batches(
                [0, 1, 2]])
     """
     check_rng(rng)
-    size, local_steps = check_positive_int("size", size), check_int("local_steps", local_steps, 1)
+    size = check_int("size", size, 1, LARGEST_DRAW)
+    local_steps = check_positive_int("local_steps", local_steps)
     batch_size = size if batch_size is None else check_positive_int("batch_size", batch_size)
     full = batch_size >= size
     most = LARGEST_DRAW if full else LARGEST_DRAW // batch_size

@@ -1,10 +1,10 @@
 """A federation's data: every client's examples in two flat tensors."""
 
-__all__ = ["ClientData", "check_device", "digest_of"]
+__all__ = ["ClientData", "as_numbers", "check_device", "digest_of"]
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -143,7 +143,7 @@ class ClientData:
             ValueError: if a part is empty or reaches outside the data, there are no parts, or the
                 device is not there.
         """
-        images, labels = _numbers("images", images), _numbers("labels", labels)
+        images, labels = as_numbers("images", images), as_numbers("labels", labels)
         if len(images) != len(labels):
             raise ValueError(
                 f"Invalid labels: {len(labels)} for {len(images)} images. Give one per image."
@@ -298,7 +298,7 @@ class ClientData:
         """
         return self._as_checked(self.inputs, self.targets, self.sizes.sum(keepdims=True))
 
-    def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int]) -> "ClientData":
+    def _rows(self, rows: Sequence[np.ndarray], ids: Iterable[int]) -> "ClientData":
         index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
         index = torch.as_tensor(index, device=self.device)
         sizes = np.array([len(r) for r in rows], dtype=np.int64)
@@ -338,7 +338,7 @@ def _versions(*tensors: Tensor) -> tuple[int, ...] | None:
     return tuple(tensor._version for tensor in tensors)
 
 
-def _numbers(name: str, values: object) -> np.ndarray | Tensor:
+def as_numbers(name: str, values: object) -> np.ndarray | Tensor:
     """Return examples' numbers, one row each, in a type that torch has."""
     if isinstance(values, Tensor):
         values = check_tensor(name, values).detach()

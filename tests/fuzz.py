@@ -159,7 +159,7 @@ def _of_array(make: Callable[[], np.ndarray | torch.Tensor]) -> Iterator[Value]:
         yield Value(text, lambda c=changed: back(c.copy() if hasattr(c, "copy") else c))
     if tensor:
         return
-    yield Value("as a list", lambda: numpy().tolist(), numpy)
+    yield Value("as a list", lambda: numpy().tolist(), lambda: np.array(numpy().tolist()))
     yield Value("in Fortran's order", lambda: np.asfortranarray(numpy()), numpy)
     yield Value("every other entry", lambda: np.repeat(numpy(), 2, axis=0)[::2], numpy)
     yield Value("read-only", lambda: _read_only(numpy()), numpy)
@@ -168,7 +168,7 @@ def _of_array(make: Callable[[], np.ndarray | torch.Tensor]) -> Iterator[Value]:
         for kind in ("int8", "uint8", "int32", "uint16", "uint64"):
             if first.min() >= 0 or kind.startswith("i"):
                 yield Value(kind, lambda k=kind: numpy().astype(k), numpy)
-        yield Value("float", lambda: numpy().astype(float), numpy)
+        yield Value("float", lambda: numpy().astype(float))  # labels become real targets
     elif first.dtype == np.float64:
         for kind in ("float32", "float16"):
             yield Value(
@@ -188,6 +188,8 @@ def values_for(make: Callable[[], object]) -> list[Value]:
     """Everything that takes the place of the argument that ``make`` makes."""
     valid = make()
     values = list(WRONG)
+    if callable(valid) and not isinstance(valid, nn.Module):  # what another raises is its own
+        values = [value for value in values if not callable(value.make())]
     if isinstance(valid, bool):
         values += [_wrong("1"), _wrong("'no'")]
     elif isinstance(valid, int | float) and np.isfinite(valid):
