@@ -84,7 +84,7 @@ def save_clients(folder: str | Path, clients: ClientData | Iterable[tuple]) -> N
         raise
 
 
-def _write_rows(files: dict[str, "_Rows"], clients: Iterable[tuple]) -> None:
+def _write_rows(files: dict[str, "_Rows"], clients: ClientData | Iterable) -> None:
     count = 0
     for i, pair in enumerate(clients):
         try:
@@ -99,13 +99,16 @@ def _write_rows(files: dict[str, "_Rows"], clients: Iterable[tuple]) -> None:
         raise ValueError("Invalid clients: none. Give one at least.")
 
 
-def _client(pair: tuple) -> ClientData:
+def _client(pair: object) -> ClientData:
     """Return one client, checked."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         refuse("client", pair, "not a pair", "(inputs, targets)", error=TypeError)
     x, y = (
-        torch.as_tensor(as_numbers(name, values))
-        for name, values in zip(("inputs", "targets"), pair, strict=True)
+        values
+        if isinstance(values, torch.Tensor)
+        # Torch takes no read-only memory, and none that runs backwards.
+        else torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        for values in map(as_numbers, ("inputs", "targets"), pair)
     )
     if not len(x):
         raise ValueError("Invalid inputs: no example. Give every client at least one.")
