@@ -34,7 +34,6 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 T = TypeVar("T")
@@ -261,7 +260,7 @@ def check_path(name: str, value: object) -> Path:
 
 def check_array(
     name: str,
-    value: ArrayLike,
+    value: object,
     shape: Sequence[int | None] | None = None,
     *,
     kinds: str = "iuf",
@@ -332,7 +331,7 @@ def check_tensor(name: str, value: Tensor) -> Tensor:
 
 
 def check_indices(
-    name: str, value: ArrayLike, size: int, *, mask: bool = False, error: type = ValueError
+    name: str, value: object, size: int, *, mask: bool = False, error: type = ValueError
 ) -> np.ndarray:
     """Return positions among ``size`` things as int64; there may be none.
 

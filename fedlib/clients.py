@@ -4,7 +4,7 @@ __all__ = ["ClientData", "as_numbers", "check_device", "digest_of"]
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -298,7 +298,7 @@ class ClientData:
         """
         return self._as_checked(self.inputs, self.targets, self.sizes.sum(keepdims=True))
 
-    def _rows(self, rows: Sequence[np.ndarray], ids: Iterable[int]) -> "ClientData":
+    def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray) -> "ClientData":
         index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
         index = torch.as_tensor(index, device=self.device)
         sizes = np.array([len(r) for r in rows], dtype=np.int64)

@@ -184,7 +184,7 @@ def test_data_written_to_after_construction_are_noticed():
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", "f2", "longdouble", "u2", "?"])
-def test_arrays_of_any_real_type_and_byte_order_are_taken(dtype):
+def test_arrays_of_any_real_type_and_byte_order_are_taken(dtype, as_readers_run_it):
     images = np.array([[0], [1], [1]]).astype(dtype)
     clients = fl.ClientData.from_parts(images, np.array([0, 1, 0], ">i2"), [np.array([2, 0])])
     assert clients.inputs.double().tolist() == [[1], [0]]
