@@ -15,7 +15,7 @@ import fedlib as fl
         (
             dict(local_steps=2**62),
             ValueError,
-            "too many for one round. Use local_steps <= 134217728",
+            "too many for one round. Use local_steps <=",
         ),
         (dict(batch_size=0), ValueError, "Invalid batch_size=0"),
         (dict(batch_size=2.0), TypeError, "Invalid batch_size=2.0: not an integer"),

@@ -310,8 +310,8 @@ def test_of_two_writers_one_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["inputs.npy", "targets.npy", "sizes.npy", "stamp.json"])
 def test_a_changed_byte_of_a_header_is_refused_or_means_the_same(folder, name):
     whole, clients = (folder / name).read_bytes(), federation()
-    for place in range(min(len(whole), 128) if name != "stamp.json" else len(whole)):
-        for other in b"\n(\\'9 ":
+    for place in range(0, len(whole) if name == "stamp.json" else 128, 3):
+        for other in b"\n('9":
             changed = bytearray(whole)
             changed[place] = other
             (folder / name).write_bytes(changed)
