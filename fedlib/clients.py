@@ -346,7 +346,7 @@ def as_numbers(name: str, values: object) -> np.ndarray | Tensor:
         try:
             values = check_array(name, values, kinds="biuf", finite=False)
         except TypeError as error:
-            if "complex" in str(error):
+            if np.asarray(values).dtype.kind in "fc":  # masked, or complex
                 raise
             raise TypeError(
                 f"Invalid {name}: not numbers, but {np.asarray(values).dtype}. "
