@@ -12,12 +12,14 @@ __all__ = [
     "check_bool",
     "check_callable",
     "check_in",
+    "check_indices",
     "check_int",
     "check_number",
     "check_path",
     "check_positive",
     "check_positive_int",
     "check_rng",
+    "check_tensor",
     "check_type",
     "refuse",
     "shown",
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -281,11 +284,14 @@ def check_array(
             finite.
     """
     if isinstance(value, Tensor):
+        check_tensor(name, value)
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"Invalid {name}: some entries are masked. Use an array without a mask.")
     try:
         array = np.asarray(value)
-    except ValueError:
+    except (TypeError, ValueError, RuntimeError):  # ragged, or odd things inside
         raise ValueError(
             f"Invalid {name}: its rows are of different lengths. Use rows of one length."
         ) from None
@@ -304,3 +310,61 @@ def check_array(
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"Invalid {name}: NaN or infinity. Use finite numbers.")
     return array
+
+
+def check_tensor(name: str, value: Tensor) -> Tensor:
+    """Return a tensor that holds real numbers, each at its place in memory.
+
+    Raises:
+        TypeError: if it is sparse, complex, quantised, of a byte each, or without values ("meta").
+    """
+    tiny = value.is_floating_point() and value.itemsize < 2
+    if value.is_complex() or value.is_quantized or tiny:
+        raise TypeError(
+            f"Invalid {name} of type {value.dtype}: not real numbers of two bytes or more. "
+            "Use torch.view_as_real, say, or .float()."
+        )
+    if value.layout != torch.strided or value.is_meta:
+        kind = "on the device meta, which holds no values" if value.is_meta else str(value.layout)
+        raise TypeError(f"Invalid {name}: it is {kind}. Use a dense tensor, as .to_dense() makes.")
+    return value
+
+
+def check_indices(
+    name: str, value: object, size: int, *, mask: bool = False, error: type = ValueError
+) -> np.ndarray:
+    """Return positions among ``size`` things as int64; there may be none.
+
+    Args:
+        name: the argument.
+        value: positions from 0 to size - 1, in a list, an array or a tensor of one axis.
+        size: how many things there are.
+        mask: accept one True or False for each of them as well.
+        error: what is raised for a position that is not there.
+
+    Raises:
+        TypeError: if they are not integers.
+        ValueError: if they are not in one row, or a mask is of another length.
+
+    Example:
+        >>> check_indices("ids", [2, 0], 3), check_indices("ids", [True, False, True], 3, mask=True)
+        (array([2, 0]), array([0, 2]))
+    """
+    index = check_array(name, value, kinds="biuf", finite=False)
+    if index.ndim != 1:
+        raise ValueError(f"Invalid {name} of shape {index.shape}: not one row. Use a list of them.")
+    if mask and index.dtype == bool:
+        if len(index) != size:
+            raise ValueError(
+                f"Invalid {name}: a mask of {len(index)} for {size}. Use one of length {size}."
+            )
+        return np.flatnonzero(index)
+    if index.dtype.kind not in "iu" and index.size:
+        remedy = "np.flatnonzero(mask) for a mask" if index.dtype == bool else "whole numbers"
+        raise TypeError(f"Invalid {name} of type {index.dtype}: not integers. Use {remedy}.")
+    if index.size and not 0 <= index.min() <= index.max() < size:
+        raise error(
+            f"Invalid {name}: positions reach from {index.min()} to {index.max()}, but there are "
+            f"{size}. Use positions 0..{size - 1}."
+        )
+    return index.astype(np.int64)

@@ -9,7 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fedlib._checks import check_int, check_positive_int, check_rng, refuse
 from fedlib.clients import ClientData
+
+LARGEST_DRAW = 2**28
+"""Positions that are drawn at once, at most: two gigabytes of them."""
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Inputs, targets, and weights of the examples or None."""
@@ -25,13 +29,18 @@ def draw_batches(
 
     Args:
         size: the client's number of examples.
-        local_steps: number of batches.
+        local_steps: number of batches, at most 2**28, and so are the positions drawn.
         batch_size: examples per batch; None, or at least ``size``, takes all of them in order,
             which makes the local steps plain gradient descent.
         rng: shuffles.
 
     Returns:
-        Positions among the client's examples, one row per step.
+        Positions among the client's examples, one row per step. Full batches share one row's
+        memory.
+
+    Raises:
+        TypeError: if a number is not an integer, or ``rng`` is not a NumPy generator.
+        ValueError: if a number is less than 1 or too large.
 
     Example:
         >>> draw_batches(4, local_steps=2, batch_size=2, rng=np.random.default_rng(0)).shape
@@ -40,8 +49,16 @@ def draw_batches(
         array([[0, 1, 2],
                [0, 1, 2]])
     """
-    if batch_size is None or batch_size >= size:
-        return all_of(size, local_steps).copy()
+    check_rng(rng)
+    size = check_int("size", size, 1, LARGEST_DRAW)
+    local_steps = check_positive_int("local_steps", local_steps)
+    batch_size = size if batch_size is None else check_positive_int("batch_size", batch_size)
+    full = batch_size >= size
+    most = LARGEST_DRAW if full else LARGEST_DRAW // batch_size
+    if local_steps > most:
+        refuse("local_steps", local_steps, "too many for one round", f"local_steps <= {most}")
+    if full:
+        return all_of(size, local_steps)
     per_epoch = size // batch_size
     epochs = -(-local_steps // per_epoch)
     order = np.stack([rng.permutation(size)[: per_epoch * batch_size] for _ in range(epochs)])
@@ -61,6 +78,9 @@ def stack_batches(
 
     Shorter batches are filled up with examples of weight zero.
     """
+    if len(batches[0]) > 1 and all(_is_one_row(rows) for rows in batches):
+        rows, weights = stack_batches(starts, [rows[:1] for rows in batches])
+        return np.broadcast_to(rows, (len(batches[0]), *rows.shape[1:])), weights
     widths = np.array([rows.shape[1] for rows in batches])
     if (widths == widths[0]).all():
         rows = np.stack(batches, axis=1)
@@ -71,6 +91,11 @@ def stack_batches(
         rows[:, i] = own[:, :1]
         rows[:, i, : widths[i]] = own
     return rows + starts[:, None], full / widths[:, None]
+
+
+def _is_one_row(rows: np.ndarray) -> bool:
+    """Whether all rows lie in the memory of one, as ``draw_batches`` lays full batches."""
+    return rows.strides[0] == 0
 
 
 def merge_batches(
@@ -94,8 +119,8 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
     if weights is not None:
         weights = torch.as_tensor(weights, device=clients.device)
     shape, flat = rows.shape[1:], rows.reshape(len(rows), -1)
-    if (flat == flat[0]).all():  # full batches: gathered once
-        x, y = _select(clients, flat[0])
+    if _is_one_row(flat) or (flat == flat[0]).all():  # full batches: gathered once
+        x, y = _select(clients, flat[0].copy())  # broadcast rows are read-only
         return [(x.unflatten(0, shape), y.unflatten(0, shape), weights)] * len(flat)
     index = torch.as_tensor(flat, device=clients.device)
     # Targets are small: one call for all steps. Inputs are gathered when the step needs them, and

@@ -1,7 +1,7 @@
 """One file that holds a run: the round, parameters, history, and what the run is.
 
-Beside the file ``run`` lie ``run.previous``, the checkpoint before it; while one is written,
-``run.tmp``; and ``run.refused``, a file that was found in place of a checkpoint of this run.
+Beside the file ``run`` lie ``run.previous``, the checkpoint before it; while one is written, a file
+``.run.partial-…``; and ``run.refused``, a file that was found in place of a checkpoint of this run.
 """
 
 __all__ = [
@@ -26,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from fedlib._checks import check_path
+from fedlib._files import check_regular, replace_file, sweep
 from fedlib.clients import ClientData, digest_of
 from fedlib.models import Params
 from fedlib.validate import same_probe
@@ -82,31 +84,15 @@ def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
     tensors = {name: p.contiguous() for name, p in state.params.items()}
     metadata = {"fedlib": text, "digest": digest_of(text, tensors)}
     content = save(tensors, metadata=metadata)
-    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Both waits for the disk are for power cuts. On a virtual disk each costs 3 to 8 ms.
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, _beside(path, "previous"))
-        os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-            folder = os.open(path.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        replace_file(path, content, keep=_beside(path, "previous"))
     except OSError as error:
         raise OSError(
             f"Cannot write checkpoint {path} ({error}). Use a writable folder on a disk with room; "
             "what was saved before is intact, and the run goes on from it when started again."
         ) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunState | None:
@@ -114,7 +100,8 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
 
     If ``path`` is missing, damaged or of another run, and ``path.previous`` is whole and of this
     run, the latter is used: a warning says so, and a refused file is renamed to ``path.refused``.
-    If neither is usable, nothing is touched and it is an error, unless both are missing.
+    So is what lies at ``path.previous`` and is no checkpoint. If neither is usable, nothing is
+    touched and it is an error, unless both are missing. What cannot be opened is not missing.
 
     Args:
         path: the file.
@@ -146,28 +133,54 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
         )
     if reasons:
         kept = ""
-        if path.exists():
-            names = (_beside(path, f"refused{n or ''}") for n in count())
-            aside = next(name for name in names if not name.exists())
-            os.replace(path, aside)
-            kept = f", which is kept as {aside.name}"
+        if os.path.lexists(path):
+            kept = f", which is kept as {_set_aside(path, path)}"
         warnings.warn(
             f"Checkpoint {path}: {reasons[0]}{kept}. "
             f"Going on from {previous.name}, at round {state.round_num}.",
             RuntimeWarning,
             stacklevel=5,  # whoever called run_fedavg
         )
+    elif os.path.lexists(previous) and not _is_checkpoint(previous):
+        warnings.warn(
+            f"Checkpoint {path}: {previous.name} beside it is none, and is kept as "
+            f"{_set_aside(previous, path)}.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
     return state
+
+
+def _set_aside(file: Path, path: Path) -> str:
+    """Give a file a name beside the checkpoint that is free, and return it."""
+    names = (_beside(path, f"refused{n or ''}") for n in count())
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.replace(file, aside)
+    return aside.name
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint, damaged ones included as far as they can be told."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            return b'"fedlib":' in file.read(2**16)
+    except OSError:
+        return False
 
 
 def _read(path: Path, identity: dict, device: torch.device) -> RunState:
     """Read one file; raises ValueError with the reason why it is not to be used."""
     try:
+        check_regular(path)  # safetensors calls every file missing that it cannot open
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise ValueError(f"it cannot be opened ({error.strerror or error})") from error
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"not a readable checkpoint ({error})") from error
     text = metadata.get("fedlib", "{}")
@@ -214,9 +227,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, identity: dict) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"Invalid checkpoint={path!r}: not a path. Use a file's name, or None.")
-        self.path, self.identity = Path(path), identity
+        self.path, self.identity = check_path("checkpoint", path), identity
         self.saved, self.due = -1, 0.0
         if self.path.is_dir():
             raise ValueError(
@@ -226,6 +237,7 @@ class Checkpoint:
 
     def load(self, *, device: torch.device) -> RunState | None:
         """Read the state to go on from, or None; as ``load_checkpoint``."""
+        sweep(self.path)
         state = load_checkpoint(self.path, self.identity, device=device)
         if state is not None:
             self.saved = state.round_num

@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 
-from fedlib._checks import check_in
+from fedlib._checks import check_bool, check_in
+from fedlib._files import scratch, sweep
 from fedlib.data import ImageSet
 
 
@@ -88,12 +88,14 @@ def load_cifar100(split: str, *, coarse: bool = False) -> ImageSet:
 
     Raises:
         DataError: if a file is damaged, unsafe, or can be neither found nor fetched.
+        TypeError: if ``coarse`` is neither True nor False.
         ValueError: if ``split`` is not an option.
 
     Reference:
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     check_in("split", split, ["train", "test"])
+    coarse = check_bool("coarse", coarse)
     level = "coarse" if coarse else "fine"
     files = [f"cifar-100-python/{file}" for file in ["meta", split]]
     keys = f"{level}_labels", f"{level}_label_names"
@@ -137,9 +139,10 @@ def _download(source: _Source, cache: Path, missing: str) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # All is made in a folder inside the cache, so that os.replace stays on one disk.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=cache) as scratch:
+        sweep(cache / "cifar")
+        with scratch(cache / "cifar") as made:
             archive = pooch.retrieve(
-                source.url, f"md5:{source.md5}", "archive", scratch, progressbar=True
+                source.url, f"md5:{source.md5}", "archive", made, progressbar=True
             )
             with tarfile.open(archive) as tar:
                 for name, md5 in source.files.items():  # our names, never the archive's
@@ -147,11 +150,11 @@ def _download(source: _Source, cache: Path, missing: str) -> None:
                     content = tar.extractfile(member).read() if member.isfile() else b""
                     if _md5(content) != md5:
                         raise tarfile.ExtractError(f"{name} is not the published file")
-                    Path(scratch, name).parent.mkdir(exist_ok=True)
-                    Path(scratch, name).write_bytes(content)
+                    (made / name).parent.mkdir(exist_ok=True)
+                    (made / name).write_bytes(content)
             for name in source.files:
                 (cache / name).parent.mkdir(exist_ok=True)
-                os.replace(Path(scratch, name), cache / name)
+                os.replace(made / name, cache / name)
     except requests.RequestException as error:
         raise DataError(
             f"{problem}cannot download {source.url} ({type(error).__name__}). "

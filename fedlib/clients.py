@@ -1,11 +1,13 @@
 """A federation's data: every client's examples in two flat tensors."""
 
-__all__ = ["ClientData", "check_device", "digest_of"]
+__all__ = ["ClientData", "as_numbers", "check_device", "digest_of"]
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import SupportsIndex
 
 import numpy as np
@@ -13,7 +15,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fedlib._checks import check_positive, check_rng, check_type
+from fedlib._checks import (
+    check_array,
+    check_indices,
+    check_number,
+    check_rng,
+    check_tensor,
+    check_type,
+    refuse,
+)
+from fedlib.partition import check_parts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,14 +61,9 @@ class ClientData:
     def __post_init__(self) -> None:
         for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
             check_type(name, tensor, Tensor, "Use ClientData.from_parts for NumPy arrays.")
-            if tensor.is_complex():
-                raise TypeError(
-                    f"Invalid {name} of type {tensor.dtype}: not real. Use torch.view_as_real, say."
-                )
-        object.__setattr__(self, "sizes", np.asarray(self.sizes))
-        if self.sizes.ndim != 1 or len(self.sizes) == 0 or self.sizes.dtype.kind not in "iu":
-            raise TypeError("Invalid sizes: not a list of integers. Give one size per client.")
-        object.__setattr__(self, "sizes", self.sizes.astype(np.int64, copy=False))
+            object.__setattr__(self, name, check_tensor(name, tensor).detach())
+        sizes = check_array("sizes", self.sizes, (None,), kinds="iu").astype(np.int64)
+        object.__setattr__(self, "sizes", sizes)
         if self.sizes.min() < 1:
             empty = np.flatnonzero(self.sizes < 1)[:5].tolist()
             raise ValueError(
@@ -66,7 +72,7 @@ class ClientData:
         if self.targets.ndim != 1:
             raise ValueError(
                 f"Invalid targets of shape {tuple(self.targets.shape)}: must be one per example. "
-                "Use targets.squeeze() or targets.argmax(1)."
+                f"Use {_one_per_example(self.targets)}."
             )
         if self.inputs.device != self.targets.device:
             raise ValueError(
@@ -75,9 +81,10 @@ class ClientData:
             )
         if self.inputs.ndim == 0:
             raise ValueError("Invalid inputs of shape (): give one row per example.")
-        if not self.sizes.sum() == len(self.inputs) == len(self.targets):
+        total = sum(self.sizes.tolist())  # as Python's integers, which cannot overflow
+        if not total == len(self.inputs) == len(self.targets):
             raise ValueError(
-                f"Invalid sizes: they sum to {self.sizes.sum()}, but there are {len(self.inputs)} "
+                f"Invalid sizes: they sum to {total}, but there are {len(self.inputs)} "
                 f"inputs and {len(self.targets)} targets. All three must agree."
             )
         for name, tensor in {"inputs": self.inputs, "targets": self.targets}.items():
@@ -89,11 +96,7 @@ class ClientData:
         if self.targets.is_floating_point():
             return
         object.__setattr__(self, "targets", self.targets.long())
-        if int(self.targets.min()) < 0:
-            raise ValueError(
-                f"Invalid targets: the least label is {int(self.targets.min())}. Labels start at 0 "
-                "(private_labels marks examples outside every part by -1)."
-            )
+        _num_classes(self.targets)
 
     @classmethod
     def _as_checked(
@@ -101,11 +104,18 @@ class ClientData:
     ) -> "ClientData":
         """Build from data that were checked before, without reading them again.
 
-        ``known`` are cached properties that were computed then.
+        ``known`` are properties that were computed then; they hold as long as nothing is written.
         """
         clients = object.__new__(cls)
-        clients.__dict__.update(inputs=inputs, targets=targets, sizes=sizes, **known)
+        clients.__dict__.update(inputs=inputs, targets=targets, sizes=sizes)
+        clients.__dict__["_known"] = known | {"versions": _versions(inputs, targets)}
         return clients
+
+    def _remembered(self, name: str) -> object:
+        """Return what is known of data that nothing was written to, or None."""
+        known = self.__dict__.get("_known", {})
+        fresh = known.get("versions") == _versions(self.inputs, self.targets) is not None
+        return known.get(name) if fresh else None
 
     @classmethod
     def from_parts(
@@ -133,36 +143,23 @@ class ClientData:
             ValueError: if a part is empty or reaches outside the data, there are no parts, or the
                 device is not there.
         """
-        images, labels = np.asarray(images), np.asarray(labels)
-        for name, values in {"images": images, "labels": labels}.items():
-            if values.dtype.kind not in "biufc":
-                raise TypeError(
-                    f"Invalid {name} of type {values.dtype}: not numbers. "
-                    "Number the classes by np.unique(names, return_inverse=True)[1]."
-                )
+        images, labels = as_numbers("images", images), as_numbers("labels", labels)
         if len(images) != len(labels):
             raise ValueError(
                 f"Invalid labels: {len(labels)} for {len(images)} images. Give one per image."
             )
-        if not len(parts):
+        parts = check_parts(parts, len(images))
+        if not parts:
             raise ValueError("Invalid parts: none. Give one index array per client.")
-        index = np.concatenate([np.asarray(part) for part in parts])
-        if index.dtype.kind not in "iu":
-            raise TypeError(
-                f"Invalid parts of type {index.dtype}: must be integers. "
-                "Use np.flatnonzero(mask) for a mask."
-            )
-        if len(index) and not 0 <= index.min() <= index.max() < len(images):
+        sizes = np.array([len(part) for part in parts])
+        if not sizes.all():
             raise ValueError(
-                f"Invalid parts: they reach from {index.min()} to {index.max()}, but there are "
-                f"{len(images)} images. Use indices from 0 to {len(images) - 1}."
+                f"Invalid parts[{sizes.argmin()}]: it is empty, and so are "
+                f"{len(sizes) - np.count_nonzero(sizes) - 1} others. "
+                "Give every client at least one example, or leave it out."
             )
-        check_device(device)
-        return cls(
-            _take(images, index).to(device),
-            _take(labels, index).to(device),
-            np.array([len(part) for part in parts], dtype=np.int64),
-        )
+        index, device = np.concatenate(parts), check_device(device)
+        return cls(_take(images, index).to(device), _take(labels, index).to(device), sizes)
 
     @property
     def num_clients(self) -> int:
@@ -179,28 +176,43 @@ class ClientData:
         """Row of each client's first example, shape (M,)."""
         return np.cumsum(self.sizes) - self.sizes
 
-    @cached_property
+    @property
     def num_classes(self) -> int:
-        """How many classes there are at least: one more than the largest label; 0 for reals."""
-        return 0 if self.targets.is_floating_point() else int(self.targets.max()) + 1
+        """How many classes there are at least: one more than the largest label; 0 for reals.
 
-    @cached_property
+        Labels are read anew, since they may have been written to.
+
+        Raises:
+            ValueError: if a label is negative by now.
+        """
+        known = self._remembered("num_classes")
+        return _num_classes(self.targets) if known is None else known
+
+    @property
     def digest(self) -> str:
-        """Sixteen hex digits that tell these data and their holders from others; taken once."""
+        """Sixteen hex digits that tell these data and their holders from others.
+
+        The data are read anew, since they may have been written to; those of a stored federation
+        only if they were, through the tensors.
+        """
         sizes = torch.as_tensor(self.sizes)
-        return digest_of("", {"inputs": self.inputs, "targets": self.targets, "sizes": sizes})
+        data = {"inputs": self.inputs, "targets": self.targets, "sizes": sizes}
+        return self._remembered("digest") or digest_of("", data)
 
     def __len__(self) -> int:
         return self.num_clients
 
     def __getitem__(self, client: SupportsIndex) -> tuple[Tensor, Tensor]:
-        self._check_client(client)
+        client = self._check_client(client)
         rows = slice(self.starts[client], self.starts[client] + self.sizes[client])
         return self.inputs[rows], self.targets[rows]
 
-    def _check_client(self, client: SupportsIndex) -> None:
+    def _check_client(self, client: SupportsIndex) -> int:
+        if isinstance(client, bool) or not isinstance(client, Integral):
+            refuse("client", client, "not an integer", "select for several", error=TypeError)
         if not 0 <= client < self.num_clients:
             raise IndexError(f"Invalid client={client}: clients are 0 to {self.num_clients - 1}.")
+        return int(client)
 
     def __repr__(self) -> str:
         return (
@@ -208,17 +220,25 @@ class ClientData:
             f"{self.sizes.max()}, inputs={tuple(self.inputs.shape[1:])}, device={self.device})"
         )
 
-    def select(self, ids: Sequence[int] | Int[np.ndarray, " _"]) -> "ClientData":
+    def select(self, ids: Sequence[int] | Shaped[np.ndarray, " _"]) -> "ClientData":
         """Return the federation of these clients only, in this order.
 
+        Args:
+            ids: the clients' numbers, or one True or False per client.
+
         Raises:
+            TypeError: if they are neither.
             IndexError: if a client is not there.
-            ValueError: if no client is asked for.
+            ValueError: if no client is asked for, or a mask is not one entry per client.
+
+        Example:
+            >>> clients = ClientData(torch.eye(3), torch.zeros(3), np.array([1, 2]))
+            >>> clients.select(clients.sizes >= 2)
+            ClientData(num_clients=1, sizes=2..2, inputs=(3,), device=cpu)
         """
+        ids = check_indices("ids", ids, self.num_clients, mask=True, error=IndexError)
         if not len(ids):
             raise ValueError("Invalid ids: none. Give one client at least.")
-        for i in ids:
-            self._check_client(i)
         return self._rows([np.arange(self.sizes[i]) for i in ids], ids)
 
     def split(
@@ -226,35 +246,45 @@ class ClientData:
     ) -> tuple["ClientData", "ClientData"]:
         """Split every client's examples at random, say to train and to test.
 
+        A client with a single example keeps it in the first half, and is missing in the second; a
+        warning says how many such clients there are.
+
         Args:
             fraction: share of each client's examples in the first half, in (0, 1); rounded, and
                 at least one example stays on either side.
             rng: shuffles the examples.
 
         Returns:
-            Two federations of the same M clients.
+            Two federations, of the same M clients if each has two examples or more.
 
         Raises:
             TypeError: if ``rng`` is not a NumPy generator, or the fraction not a number.
-            ValueError: if the fraction is not inside (0, 1) or a client has a single example.
+            ValueError: if the fraction is not inside (0, 1) or no client has two examples.
         """
         check_rng(rng)
-        check_positive("fraction", fraction)
-        if fraction >= 1:
-            raise ValueError(f"Invalid fraction={fraction}: it must lie strictly between 0 and 1.")
-        if self.sizes.min() < 2:
+        fraction = check_number("fraction", fraction, above=0, below=1)
+        large = np.flatnonzero(self.sizes > 1)
+        if not len(large):
             raise ValueError(
-                f"Invalid clients: client {int(self.sizes.argmin())} has one example, which "
-                "cannot be split. Give every client at least two."
+                "Invalid clients: each has one example, which cannot be split. "
+                "Give one of them two at least."
+            )
+        if small := self.num_clients - len(large):
+            warnings.warn(
+                f"{small} of {self.num_clients} clients have one example, which stays in the first "
+                "half; they are missing in the second. To leave them out of both, split "
+                "clients.select(clients.sizes > 1); partition_dirichlet(..., min_examples=2) "
+                "makes none.",
+                stacklevel=2,
             )
         firsts, seconds = [], []
-        for size in self.sizes:
+        for size in self.sizes.tolist():
             order = rng.permutation(size)
-            cut = min(max(round(fraction * size), 1), size - 1)
+            cut = max(1, min(round(fraction * size), size - 1))
             firsts.append(order[:cut])
             seconds.append(order[cut:])
         everyone = range(self.num_clients)
-        return self._rows(firsts, everyone), self._rows(seconds, everyone)
+        return self._rows(firsts, everyone), self._rows([seconds[i] for i in large], large)
 
     def pool(self) -> "ClientData":
         """Return all examples as those of one client, for centralised training.
@@ -268,18 +298,75 @@ class ClientData:
         """
         return self._as_checked(self.inputs, self.targets, self.sizes.sum(keepdims=True))
 
-    def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int]) -> "ClientData":
+    def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray) -> "ClientData":
         index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
         index = torch.as_tensor(index, device=self.device)
         sizes = np.array([len(r) for r in rows], dtype=np.int64)
         return ClientData(self.inputs[index], self.targets[index], sizes)
 
 
-def _take(array: np.ndarray, index: np.ndarray) -> Tensor:
+def _num_classes(targets: Tensor) -> int:
+    """Return one more than the largest label, or 0 for reals; refuse a negative label."""
+    if targets.is_floating_point():
+        return 0
+    least, largest = (int(value) for value in targets.aminmax())
+    if least < 0:
+        raise ValueError(
+            f"Invalid targets: the least label is {least}. Labels start at 0 "
+            "(private_labels marks examples outside every part by -1)."
+        )
+    return largest + 1
+
+
+def _one_per_example(targets: Tensor) -> str:
+    """Say what makes one target per example of targets of another shape."""
+    if targets.ndim == 0:
+        return "a row of targets"
+    if targets.shape[1:].numel() == 1:
+        return "targets.flatten()"
+    if targets.ndim == 2 and bool(((targets == 0) | (targets == 1)).all()):
+        if bool((targets.sum(1) == 1).all()):
+            return "targets.argmax(1)"
+        return "one label per example: of several, argmax would drop all but one"
+    return "one number per example; a column, say"
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...] | None:
+    """Return numbers that change when torch writes to the tensors; None if it keeps none."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple(tensor._version for tensor in tensors)
+
+
+def as_numbers(name: str, values: object) -> np.ndarray | Tensor:
+    """Return examples' numbers, one row each, in a type that torch has."""
+    if isinstance(values, Tensor):
+        values = check_tensor(name, values).detach()
+    else:
+        try:
+            values = check_array(name, values, kinds="biuf", finite=False)
+        except TypeError as error:
+            if np.asarray(values).dtype.kind in "fc":  # masked, or complex
+                raise
+            raise TypeError(
+                f"Invalid {name}: not numbers, but {np.asarray(values).dtype}. "
+                "Number the classes by np.unique(names, return_inverse=True)[1]."
+            ) from error
+        # Torch knows this machine's byte order only, and no floats of more than eight bytes.
+        number = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")
+        values = values.astype(number, copy=False)
+    if not values.ndim:
+        raise ValueError(f"Invalid {name}: a single number. Give one row per example.")
+    return values
+
+
+def _take(values: np.ndarray | Tensor, index: np.ndarray) -> Tensor:
     """Return rows of an array in memory of torch's: aligned, so that the engine need not copy."""
-    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-    rows = torch.empty((len(index), *array.shape[1:]), dtype=dtype)
-    np.take(array, index, axis=0, out=rows.numpy(), mode="clip")  # "raise" would copy once more
+    if isinstance(values, Tensor):
+        return values.index_select(0, torch.as_tensor(index, device=values.device))
+    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    rows = torch.empty((len(index), *values.shape[1:]), dtype=dtype)
+    np.take(values, index, axis=0, out=rows.numpy(), mode="clip")  # "raise" would copy once more
     return rows
 
 
@@ -293,16 +380,24 @@ def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_device(device: str | torch.device) -> None:
-    """Refuse a device that this machine does not have.
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that this machine has.
 
     Raises:
+        TypeError: if it is not the name of a device.
         ValueError: if tensors cannot be placed there.
     """
+    if not isinstance(device, str | torch.device):
+        refuse("device", device, "not the name of a device", "device='cpu'", error=TypeError)
     try:
+        device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = "it holds no values" if device.type == "meta" else ""
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch raises either
+        reason = str(error).partition("\n")[0]
+    if reason:
         raise ValueError(
-            f"Invalid device={str(device)!r}: {str(error).splitlines()[0]}. "
+            f"Invalid device={str(device)!r}: {reason}. "
             "Use one that this machine has; 'cpu' is always there."
-        ) from error
+        )
+    return device

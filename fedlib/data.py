@@ -3,12 +3,16 @@
 __all__ = ["ImageSet", "load_digits"]
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import ArrayLike
+from torch import Tensor
+
+from fedlib._checks import check_indices, check_type, refuse, shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +42,8 @@ class ImageSet:
     name: str = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        check_type("name", self.name, str, 'Use name="digits", say.')
+        object.__setattr__(self, "class_names", _names(self.class_names))
         for argument, value, dtype, remedy in (
             ("images", self.images, "float32", 'images.astype("float32"), scaled to [0, 1]'),
             ("labels", self.labels, "int64", 'labels.astype("int64")'),
@@ -96,21 +101,16 @@ class ImageSet:
     def select(self, indices: ArrayLike) -> "ImageSet":
         """Keep the images at ``indices``, in that order; the classes stay as they are.
 
+        Args:
+            indices: positions, or one True or False per image.
+
         Raises:
-            TypeError: if ``indices`` are not integers.
+            TypeError: if ``indices`` are neither.
             ValueError: if there are none, or one is not in 0..len-1.
         """
-        index = np.asarray(indices)
-        if index.dtype.kind not in "iu" and index.size:
-            raise TypeError(
-                f"Invalid indices.dtype={index.dtype}: must be integers. "
-                "Use np.flatnonzero(mask) for a mask."
-            )
-        if index.ndim != 1 or not index.size or index.min() < 0 or index.max() >= len(self):
-            raise ValueError(
-                f"Invalid indices of shape {index.shape}: must be a list of at least one "
-                f"position. Use positions 0..{len(self) - 1}."
-            )
+        index = check_indices("indices", indices, len(self), mask=True)
+        if not index.size:
+            raise ValueError("Invalid indices: none. Give at least one position.")
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def of_classes(self, classes: Iterable[int | str]) -> "ImageSet":
@@ -120,12 +120,21 @@ class ImageSet:
             classes: indices or names of classes, each once.
 
         Raises:
+            TypeError: if they are not in a row, or one is neither an index nor a name.
             ValueError: if a class is unknown or given twice, or none has an image.
         """
-        chosen = list(classes)
+        chosen = _row("classes", classes, "a list of indices or names of classes")
         known = {name: i for i, name in enumerate(self.class_names)}
         known |= {i: i for i in range(self.num_classes)}
         for c in chosen:
+            if isinstance(c, bool) or not isinstance(c, str | Integral):
+                refuse(
+                    "classes",
+                    classes,
+                    f"{shown(c)} is no class",
+                    "indices or names",
+                    error=TypeError,
+                )
             if c not in known:
                 raise ValueError(
                     f"Invalid classes with {c!r}: {self.name} has no such class. "
@@ -142,6 +151,26 @@ class ImageSet:
             raise ValueError(f"Invalid classes={chosen}: no images. Use classes that have some.")
         names = tuple(self.class_names[c] for c in old)
         return replace(self, images=self.images[keep], labels=labels[keep], class_names=names)
+
+
+def _row(name: str, values: Iterable, use: str) -> list:
+    """Return what is in a list, or any other iterable that has an order."""
+    if isinstance(values, Set) or not isinstance(values, Iterable) or _is_single(values):
+        refuse(name, values, "not in a row", use, error=TypeError)
+    return list(values)
+
+
+def _is_single(values: object) -> bool:
+    return isinstance(values, np.ndarray | Tensor) and values.ndim != 1
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names, made of texts or whole numbers."""
+    names = _row("class_names", names, "a list with one name per class")
+    odd = [name for name in names if isinstance(name, bool) or not isinstance(name, str | Integral)]
+    if odd or not names:
+        refuse("class_names", names, "not names", "one text per class", error=TypeError)
+    return tuple(map(str, names))
 
 
 def load_digits() -> ImageSet:

@@ -33,6 +33,7 @@ __all__ = ["Rank", "all_sum", "check_same", "from_first", "join", "rank", "shard
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,7 +45,7 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from fedlib._checks import check_in, check_positive, check_positive_int
+from fedlib._checks import check_array, check_in, check_int, check_number
 
 T = TypeVar("T")
 
@@ -82,23 +83,23 @@ def join(
         This process's rank, with its device.
 
     Raises:
-        ValueError: if an argument is out of range, or there are fewer GPUs than processes.
+        TypeError: if an argument is of another type.
+        ValueError: if an argument or one of torchrun's variables is out of range, or there are
+            fewer GPUs than processes.
+        RuntimeError: if the other ranks are not met in time.
 
     Example:
         >>> with join(device="cpu") as rank:
         ...     print(rank)
         Rank(index=0, count=1, device=device(type='cpu'))
     """
-    check_in("device", device, [None, "cpu", "cuda"])
-    check_positive("timeout", timeout)
+    device = check_in("device", device, [None, "cpu", "cuda"])
+    timeout = check_number("timeout", timeout, above=0, most=1e7)  # four months
     if threads is not None:
-        check_positive_int("threads", threads)
-    index, count, local_index, local_count = (
-        int(os.environ.get(name, default))
-        for name, default in {
-            "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1
-        }.items()
-    )  # fmt: skip
+        threads = check_int("threads", threads, 1, 10_000)
+    count, local_count = _variable("WORLD_SIZE", 1, 1), _variable("LOCAL_WORLD_SIZE", 1, 1)
+    index = _variable("RANK", 0, 0, count - 1)
+    local_index = _variable("LOCAL_RANK", 0, 0, local_count - 1)
     gpus = torch.cuda.device_count()
     if device == "cuda" or (device is None and gpus):
         if gpus < local_count:
@@ -117,7 +118,7 @@ def join(
     if count > 1:
         backend = "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl"
         patience = timedelta(seconds=timeout)
-        store, *_ = next(dist.rendezvous("env://", timeout=patience))
+        store = _rendezvous(patience)
         if count == local_count:
             # torchrun's store outlives the ranks: those it starts again must not find the
             # addresses of those before. On several machines, their counts of restarts differ.
@@ -131,6 +132,42 @@ def join(
         if count > 1:
             dist.destroy_process_group()
         torch.set_num_threads(before)
+
+
+def _variable(name: str, default: int, least: int, most: int = 2**31) -> int:
+    """Read a variable of the environment that ``torchrun`` sets."""
+    text = os.environ.get(name, str(default))
+    try:
+        return check_int(name, int(text), least, most)
+    except ValueError as error:
+        raise ValueError(
+            f"Invalid environment variable {name}={text!r}: must be {least} to {most}. "
+            "Start the script by torchrun, or unset RANK, WORLD_SIZE and their kin."
+        ) from error
+
+
+def _rendezvous(patience: timedelta) -> dist.Store:
+    """Meet the other ranks; give up in time, even if another program answers at the address."""
+    met: list = []
+
+    def meet() -> None:
+        try:
+            met.append(next(dist.rendezvous("env://", timeout=patience))[0])
+        except Exception as error:
+            met.append(error)
+
+    # In a thread: PyTorch waits for ever for the first words of a program that is no rank.
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(1.1 * patience.total_seconds() + 1)
+    if met and not isinstance(met[0], Exception):
+        return met[0]
+    reason = str(met[0]).partition("\n")[0] if met else "whoever is there does not answer as one"
+    address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    raise RuntimeError(
+        f"Cannot meet the other ranks at {address} ({reason}). Start all by torchrun, which "
+        "chooses a free port; or set MASTER_ADDR and MASTER_PORT to a free port of rank 0."
+    ) from (met[0] if met else None)
 
 
 def _cores() -> int:
@@ -163,6 +200,9 @@ def shard(work: Int[np.ndarray, " m"]) -> Int[np.ndarray, " k"]:
     Returns:
         Places in ascending order, shape (k,); none if there are fewer clients than ranks.
     """
+    work = check_array("work", work, kinds="iu").astype(np.int64)
+    if work.ndim != 1 or (work.size and work.min() < 0):
+        raise ValueError("Invalid work: not one number >= 0 per client. Use numbers of examples.")
     index, count = rank()
     load, owner = np.zeros(count, dtype=np.int64), np.zeros(len(work), dtype=np.int64)
     for place in np.argsort(-work, kind="stable") if count > 1 else ():

@@ -11,7 +11,7 @@ from jaxtyping import Float, Real
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from fedlib._checks import check_in, check_positive_int
+from fedlib._checks import check_array, check_in, check_number, check_positive_int
 from fedlib.clients import ClientData
 from fedlib.losses import example_losses
 from fedlib.models import Params
@@ -110,17 +110,25 @@ def mean_interval(
         Mean and half-width: ``mean ± half_width`` covers the true mean with the given probability
         if runs are independent and normal.
 
+    Raises:
+        TypeError: if values are not real numbers, or the level is not a number.
+        ValueError: if there are fewer than two values, one is not finite, or the level is not
+            between 0 and 1.
+
     Example:
         >>> str(mean_interval([0.0, 1.0, 2.0]))
         '1.000 ± 2.484'
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = check_array("values", values).astype(np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
-            f"Invalid values of shape {values.shape}: an interval needs at least two runs."
+            f"Invalid values of shape {values.shape}: an interval needs at least two runs. "
+            "Use one number per run."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"Invalid level={level}: must lie between 0 and 1. Use 0.95 for 95 %.")
+    level = check_number("level", level, above=0, below=1)
+    _, exponent = np.frexp(np.abs(values).max())
+    values = np.ldexp(values, -exponent)  # so that no sum or square over- or underflows
     spread = values.std(ddof=1) / np.sqrt(len(values))
-    quantile = stdtrit(len(values) - 1, 0.5 + level / 2)
-    return Interval(float(values.mean()), float(quantile * spread))
+    quantile = -stdtrit(len(values) - 1, (1 - level) / 2)
+    mean, half_width = np.ldexp([values.mean(), quantile * spread], exponent)
+    return Interval(float(mean), float(half_width))

@@ -1,7 +1,14 @@
 """Which client holds which examples: labels in, one index array per client out."""
 
-__all__ = ["partition_by_class", "partition_dirichlet", "partition_iid", "private_labels"]
+__all__ = [
+    "check_parts",
+    "partition_by_class",
+    "partition_dirichlet",
+    "partition_iid",
+    "private_labels",
+]
 
+import heapq
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -10,7 +17,14 @@ from jaxtyping import Int
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from fedlib._checks import check_positive, check_positive_int, check_rng
+from fedlib._checks import (
+    check_bool,
+    check_indices,
+    check_positive,
+    check_positive_int,
+    check_rng,
+    check_type,
+)
 
 
 def partition_by_class(
@@ -59,9 +73,9 @@ def partition_by_class(
         McMahan et al., "Communication-efficient learning of deep networks from decentralized
         data", 2017, section 3 (two classes per client).
     """
-    _check(labels, num_clients, rng)
-    check_positive_int("classes_per_client", classes_per_client)
-    check_positive_int("examples_per_client", examples_per_client)
+    num_clients = _check(labels, num_clients, rng)
+    classes_per_client = check_positive_int("classes_per_client", classes_per_client)
+    examples_per_client = check_positive_int("examples_per_client", examples_per_client)
     classes, inverse, supply = np.unique(labels, return_inverse=True, return_counts=True)
     if classes_per_client > len(classes):
         raise ValueError(
@@ -73,6 +87,7 @@ def partition_by_class(
             f"Invalid examples_per_client={examples_per_client}: less than one example for each "
             f"of the client's classes. Use examples_per_client >= {classes_per_client}."
         )
+    asked, examples_per_client = examples_per_client, min(examples_per_client, len(labels) + 1)
     hands = _deal(len(classes), num_clients, classes_per_client, rng)
     positions = np.arange(classes_per_client)
     # times[c, p]: how many hands hold class c at position p; earlier positions take the remainder
@@ -90,7 +105,7 @@ def partition_by_class(
         workable = bisect_left(sizes, True, key=runs_out)  # asking for more never needs less
         remedy = f"examples_per_client <= {sizes[workable - 1]}" if workable else "fewer clients"
         raise ValueError(
-            f"Invalid examples_per_client={examples_per_client}: class {classes[short]} runs out, "
+            f"Invalid examples_per_client={asked}: class {classes[short]} runs out, "
             f"with {times[short].sum()} clients sharing its {supply[short]} examples. Use {remedy}."
         )
     pools = [rng.permutation(np.flatnonzero(inverse == c)) for c in range(len(classes))]
@@ -110,25 +125,29 @@ def partition_dirichlet(
     num_clients: int,
     concentration: float | int,
     rng: np.random.Generator,
+    min_examples: int = 1,
 ) -> list[Int[np.ndarray, " _"]]:
     """Split every class among the clients in random proportions.
 
     For each class the proportions are drawn from a symmetric Dirichlet distribution: a small
     concentration gives each class to few clients, a large one gives nearly equal shares. Every
-    example is used exactly once. A client left empty takes one example from the largest client.
+    example is used exactly once. A client left with fewer than ``min_examples`` takes what it lacks
+    from the largest clients, one example at a time.
 
     Args:
         labels: class of each example, integers.
         num_clients: number of clients M, at most the number of examples.
         concentration: parameter of the Dirichlet distribution, positive.
         rng: source of all randomness.
+        min_examples: examples that every client holds at least; with 2, every client can be split.
 
     Returns:
         M int64 arrays of positions in ``labels``, none empty, each in random order.
 
     Raises:
         TypeError: if ``labels`` are not integers, or ``rng`` is not a NumPy generator.
-        ValueError: if there are more clients than examples, or ``concentration`` is not positive.
+        ValueError: if there are more clients than examples, or fewer than ``min_examples`` for
+            each, or ``concentration`` is not positive.
 
     Example:
         >>> parts = partition_dirichlet(
@@ -143,21 +162,48 @@ def partition_dirichlet(
     Reference:
         Yurochkin et al., "Bayesian nonparametric federated learning of neural networks", 2019.
     """
-    _check(labels, num_clients, rng)
-    check_positive("concentration", concentration)
-    pieces = [[] for _ in range(num_clients)]
-    for c in np.unique(labels):
-        examples = rng.permutation(np.flatnonzero(labels == c))
-        proportions = rng.dirichlet(np.full(num_clients, float(concentration)))
-        cuts = np.rint(np.cumsum(proportions)[:-1] * len(examples)).astype(np.int64)
-        for piece, dealt in zip(pieces, np.split(examples, cuts), strict=True):
-            piece.append(dealt)
-    parts = [rng.permutation(np.concatenate(piece)) for piece in pieces]
-    for i in range(num_clients):
-        if len(parts[i]) == 0:
-            largest = max(range(num_clients), key=lambda j: len(parts[j]))
-            parts[i], parts[largest] = parts[largest][:1], parts[largest][1:]
-    return parts
+    num_clients = _check(labels, num_clients, rng)
+    # From about 1e32 on, shares are equal to the last bit; from 1e307, their sum would overflow.
+    concentration = min(check_positive("concentration", concentration), 1e100)
+    min_examples = check_positive_int("min_examples", min_examples)
+    if min_examples > len(labels) // num_clients:
+        raise ValueError(
+            f"Invalid min_examples={min_examples}: {len(labels)} examples for {num_clients} "
+            f"clients. Use min_examples <= {len(labels) // num_clients}."
+        )
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.unique(labels, return_counts=True)[1]
+    examples, owners = [], []
+    for held in np.split(by_class, np.cumsum(counts)[:-1]):
+        examples.append(rng.permutation(held))
+        shares = rng.dirichlet(np.full(num_clients, concentration))
+        cuts = np.rint(np.cumsum(shares)[:-1] * len(held)).astype(np.int64)
+        owners.append(np.searchsorted(cuts, np.arange(len(held)), side="right"))
+    owners = np.concatenate(owners)
+    dealt = np.concatenate(examples)[np.argsort(owners, kind="stable")]
+    sizes = np.bincount(owners, minlength=num_clients)
+    parts = [rng.permutation(part) for part in np.split(dealt, np.cumsum(sizes)[:-1])]
+    return _filled_up(parts, min_examples)
+
+
+def _filled_up(parts: list[np.ndarray], least: int) -> list[np.ndarray]:
+    """Let clients that hold too little take from the largest, one example at a time.
+
+    Of the largest, the first in line gives, and gives its first example.
+    """
+    heap = [(-len(part), i) for i, part in enumerate(parts) if len(part) > least]
+    heapq.heapify(heap)
+    given, parts = [0] * len(parts), list(parts)
+    for i, part in enumerate(parts):
+        taken = []
+        for _ in range(least - len(part)):
+            negative_size, largest = heap[0]
+            taken.append(parts[largest][given[largest]])
+            given[largest] += 1
+            heapq.heapreplace(heap, (negative_size + 1, largest))
+        if taken:
+            parts[i] = np.append(part, taken)
+    return [part[count:] for part, count in zip(parts, given, strict=True)]
 
 
 def partition_iid(
@@ -182,7 +228,7 @@ def partition_iid(
         >>> [len(part) for part in parts]
         [4, 3, 3]
     """
-    _check(labels, num_clients, rng)
+    num_clients = _check(labels, num_clients, rng)
     return np.array_split(rng.permutation(len(labels)), num_clients)
 
 
@@ -223,16 +269,9 @@ def private_labels(
         array([ 1,  1,  0,  0, -1])
     """
     _check(labels, 1, rng)
-    uses = np.zeros(len(labels), dtype=np.int64)
-    for i, part in enumerate(parts):
-        if np.asarray(part).dtype.kind not in "iu":
-            raise TypeError(f"Invalid parts[{i}]: not integers. Use an array of positions.")
-        if len(part) and not 0 <= np.min(part) <= np.max(part) < len(labels):
-            raise ValueError(
-                f"Invalid parts[{i}]: a position is outside the data. "
-                f"Use positions 0..{len(labels) - 1}."
-            )
-        np.add.at(uses, part, 1)
+    balanced = check_bool("balanced", balanced)
+    parts = check_parts(parts, len(labels))
+    uses = np.bincount(np.concatenate([*parts, np.empty(0, np.int64)]), minlength=len(labels))
     if np.any(uses > 1):
         raise ValueError(
             f"Invalid parts: example {np.argmax(uses)} occurs {uses.max()} times. "
@@ -246,13 +285,31 @@ def private_labels(
     return private
 
 
+def check_parts(
+    parts: Sequence[Int[np.ndarray, " _"]], num_examples: int
+) -> list[Int[np.ndarray, " _"]]:
+    """Return each client's positions as int64; a part may be empty.
+
+    Raises:
+        TypeError: if parts are not in a list, or one does not hold integers.
+        ValueError: if a position is not in 0..num_examples-1.
+    """
+    if not isinstance(parts, np.ndarray) or not parts.ndim:
+        check_type("parts", parts, Sequence, "Use a list with one index array per client.")
+    if isinstance(parts, str | bytes):
+        raise TypeError("Invalid parts: a text. Use a list with one index array per client.")
+    return [check_indices(f"parts[{i}]", part, num_examples) for i, part in enumerate(parts)]
+
+
 def _balanced_orders(held: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Number each client's classes so that every class gets every number equally often.
 
     Give each class one seat for every C clients that hold it. Clients and seats then form a
     C-regular bipartite graph, which splits into C perfect matchings (König): one for each number.
     """
-    sizes = {len(classes) for classes in held}
+    sizes = {len(classes) for classes in held} or {0}
+    if sizes == {0}:
+        raise ValueError("Invalid balanced=True: no client holds a class. Use parts with examples.")
     if len(sizes) != 1:
         raise ValueError(
             f"Invalid balanced=True: clients hold {min(sizes)} to {max(sizes)} classes. "
@@ -300,9 +357,10 @@ def _deal(
     return np.array(hands)
 
 
-def _check(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> None:
+def _check(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> int:
+    """Refuse what no partition can use; return the number of clients."""
     check_rng(rng)
-    check_positive_int("num_clients", num_clients)
+    num_clients = check_positive_int("num_clients", num_clients)
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         raise TypeError("Invalid labels: not a NumPy array of integers. Use one class per example.")
     if labels.ndim != 1 or not len(labels):
@@ -315,3 +373,4 @@ def _check(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> No
             f"Invalid num_clients={num_clients}: only {len(labels)} examples. "
             f"Use num_clients <= {len(labels)}."
         )
+    return num_clients

@@ -10,6 +10,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from numpy import ndarray
 
+from fedlib._checks import check_array, check_int, check_type
+
 COLORS = {
     "fedavg": "#0072B2",
     "one_step": "#D55E00",
@@ -39,8 +41,20 @@ def show_images(
 
     Returns:
         The same axes.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if images are not of this shape, or not finite, or there is not one title each.
     """
-    n, _, height, width = images.shape
+    check_type("axes", axes, Axes, "Use plt.subplots()[1], say.")
+    images = check_array("images", images, (None, None, None, None))
+    columns = check_int("columns", columns, 1, 10_000)
+    n, channels, height, width = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"Invalid images: {channels} channels. Use 1 for grey, or 3 for colours.")
+    titles = check_type("titles", titles, Sequence, "Use a list of short texts.")
+    if len(titles) not in (0, n):
+        raise ValueError(f"Invalid titles: {len(titles)} for {n} images. Use one each, or none.")
     gap = 5 if len(titles) else 1
     rows = -(-n // columns)
     for i, image in enumerate(images):

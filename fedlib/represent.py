@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Real
 from scipy.special import entr
 from torch import Tensor, nn
 
-from fedlib._checks import check_int, check_positive, check_positive_int
+from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
 from fedlib.models import Params
 from fedlib.validate import Replica, check_params, own_modes
 
@@ -190,6 +190,7 @@ def class_similarity(
     Reference:
         Collins et al. (2022), who compare raw features; Chapter 13.
     """
+    centre = check_bool("centre", centre)
     rows = _centred("features", features) if centre else _matrix("features", features)
     labels = _labels("labels", labels, len(rows))
     classes, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -263,7 +264,7 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    check_positive("C", C)
+    C = check_positive("C", C)
     train = _matrix("train_features", train_features)
     test = _matrix("test_features", test_features, least=1)
     known = _labels("train_labels", train_labels, len(train))
@@ -281,6 +282,10 @@ def linear_probe(
             f"Invalid test_labels: class {unknown[0]} is not among train_labels. "
             "Use training examples of every class."
         )
+    # Standardised features have no scale. Powers of two change nothing else, and no square over- or
+    # underflows.
+    exponents = np.frexp(np.abs(train).max(axis=0))[1]
+    train, test = np.ldexp(train, -exponents), np.clip(np.ldexp(test, -exponents), -1e300, 1e300)
     # scikit-learn's own tolerance, 1e-4, stops short of the optimum if features are correlated; the
     # accuracy, off by 0.016 at one CNN's first layer, would then depend on rounding.
     logistic = LogisticRegression(C=C, tol=1e-6, max_iter=10_000)
@@ -321,25 +326,14 @@ def effective_rank(features: Real[Tensor | np.ndarray, "n k"]) -> float:
     return float(np.clip(rank, 1, min(n - 1, k)))  # rounding may lead just outside
 
 
-def _array(values: object) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values  # NumPy has no bfloat16
-    return np.asarray(values)
-
-
 def _matrix(name: str, values: object, least: int = 2) -> np.ndarray:
     """Return features as a float64 matrix with at least ``least`` rows."""
-    matrix = _array(values)
-    if matrix.dtype.kind not in "iuf":
-        raise TypeError(f"Invalid {name} of type {matrix.dtype}: not real numbers. Use floats.")
+    matrix = check_array(name, values)
     if matrix.ndim != 2 or len(matrix) < least or not matrix.shape[1]:
         raise ValueError(
             f"Invalid {name} of shape {matrix.shape}: not examples by features, at least "
             f"{least} by 1. Use one row per example."
         )
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"Invalid {name}: it holds NaN or infinity. Use finite features.")
     return matrix.astype(np.float64)
 
 
@@ -355,9 +349,7 @@ def _centred(name: str, values: object) -> np.ndarray:
 
 
 def _labels(name: str, values: object, num_examples: int) -> np.ndarray:
-    labels = _array(values)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"Invalid {name} of type {labels.dtype}: not integers. Use class indices.")
+    labels = check_array(name, values, kinds="iu")
     if labels.shape != (num_examples,):
         raise ValueError(
             f"Invalid {name} of shape {labels.shape}: there are {num_examples} examples. "

@@ -1,11 +1,13 @@
 """A federation on disk: written client by client, mapped into memory, read where it is used.
 
 The folder holds ``inputs.npy``, ``targets.npy`` and ``sizes.npy``, which NumPy reads too, and
-``stamp.json``, written last: it says what the three are, and that their values were checked.
+``stamp.json``, written last: it says what the three are, and that their values were checked. No
+file that is there already is ever written to.
 """
 
 __all__ = ["load_clients", "save_clients"]
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -15,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedlib._checks import check_bool, check_path, refuse
+from fedlib._files import check_regular, replace_file
 from fedlib.cifar import DataError
-from fedlib.clients import ClientData, check_device
+from fedlib.clients import ClientData, as_numbers, check_device, digest_of
 
-_FORMAT, _STAMP, _NAMES = "fedlib-clients-1", "stamp.json", ("inputs", "targets", "sizes")
+_FORMAT, _STAMP, _NAMES = "fedlib-clients-2", "stamp.json", ("inputs", "targets", "sizes")
+_BEFORE = "fedlib-clients-1"  # without a seal on the stamp
 _ANEW = "Copy it once more, or write it anew to another folder."
 
 
@@ -33,7 +38,8 @@ def save_clients(folder: str | Path, clients: ClientData | Iterable[tuple]) -> N
             arrays, which differ between clients in nothing but n; or a ``ClientData``.
 
     Raises:
-        DataError: if the folder holds a federation already, or cannot be written.
+        DataError: if the folder holds a federation already, or files of these names, or cannot be
+            written. What was written is removed.
         TypeError: if a client is not a pair of numerical arrays, or NumPy lacks their dtype.
         ValueError: if ``ClientData`` would refuse a client, shapes or dtypes differ between
             clients, or there is no client.
@@ -45,38 +51,77 @@ def save_clients(folder: str | Path, clients: ClientData | Iterable[tuple]) -> N
         >>> load_clients(folder)
         ClientData(num_clients=2, sizes=1..3, inputs=(2,), device=cpu)
     """
-    folder, sizes = Path(folder), []
-    if (folder / _STAMP).exists():
+    folder = check_path("folder", folder)
+    if not isinstance(clients, Iterable | ClientData) or getattr(clients, "ndim", 1) == 0:
+        refuse("clients", clients, "not clients", "ClientData, or pairs of arrays", error=TypeError)
+    if os.path.lexists(folder / _STAMP):
         raise DataError(
             f"Invalid folder {folder}: it holds a federation already. Give another, or delete it."
         )
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _Rows(folder / "inputs.npy") as inputs, _Rows(folder / "targets.npy") as targets:
-        for i, pair in enumerate(clients):
-            try:
-                x, y = map(torch.as_tensor, pair)
-                client = ClientData(x, y, np.array([len(x)]))
-                inputs.append(client.inputs.cpu().numpy())
-                targets.append(client.targets.cpu().numpy())
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"Client {i}: {error}") from error
-            sizes.append(len(x))
-    if not sizes:
+    files = {name: _Rows(folder / f"{name}.npy") for name in _NAMES}
+    try:
+        for file in files.values():
+            file.open()
+        _write_rows(files, clients)
+        for file in files.values():
+            file.close()
+        arrays = {name: _mapped(file.path) for name, file in files.items()}
+        written = _wrap(arrays)
+        stamp = {
+            "format": _FORMAT,
+            "digest": written.digest,
+            "num_classes": written.num_classes,
+            "files": {name: _describe(folder, name, array) for name, array in arrays.items()},
+        }
+        with _writing(folder):
+            stamp["seal"] = _seal(stamp)
+            replace_file(folder / _STAMP, json.dumps(stamp, indent=1).encode())
+    except BaseException:
+        for file in files.values():
+            file.remove()
+        raise
+
+
+def _write_rows(files: dict[str, "_Rows"], clients: ClientData | Iterable) -> None:
+    count = 0
+    for i, pair in enumerate(clients):
+        try:
+            client = _client(pair)
+            for name, rows in {"inputs": client.inputs, "targets": client.targets}.items():
+                files[name].append(_to_numpy(name, rows))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Client {i}: {error}") from error
+        files["sizes"].append(client.sizes)
+        count += 1
+    if not count:
         raise ValueError("Invalid clients: none. Give one at least.")
-    with _Rows(folder / "sizes.npy") as file:
-        file.append(np.array(sizes, dtype=np.int64))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in _NAMES}
-    written = _wrap(arrays)
-    stamp = {
-        "format": _FORMAT,
-        "digest": written.digest,
-        "num_classes": written.num_classes,
-        "files": {name: _describe(folder, name, array) for name, array in arrays.items()},
-    }
-    with _writing(folder):
-        (folder / "stamp.tmp").write_text(json.dumps(stamp, indent=1))
-        os.replace(folder / "stamp.tmp", folder / _STAMP)
+
+
+def _client(pair: object) -> ClientData:
+    """Return one client, checked."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        refuse("client", pair, "not a pair", "(inputs, targets)", error=TypeError)
+    x, y = (
+        values
+        if isinstance(values, torch.Tensor)
+        # Torch takes no read-only memory, and none that runs backwards.
+        else torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        for values in map(as_numbers, ("inputs", "targets"), pair)
+    )
+    if not len(x):
+        raise ValueError("Invalid inputs: no example. Give every client at least one.")
+    return ClientData(x, y, np.array([len(x)]))
+
+
+def _to_numpy(name: str, rows: torch.Tensor) -> np.ndarray:
+    try:
+        return rows.cpu().numpy()
+    except TypeError as error:
+        raise TypeError(
+            f"Invalid {name} of type {rows.dtype}: NumPy has none such. Use .float()."
+        ) from error
 
 
 def load_clients(
@@ -91,44 +136,62 @@ def load_clients(
     Args:
         folder: where it is.
         device: where the examples live; another device than the CPU takes them all.
-        verify: read everything, and compare it with the digest taken when it was written.
+        verify: do not trust the stamp: read everything, and compare it with the digest taken when
+            it was written.
 
     Returns:
         The federation, the same as one made in memory.
 
     Raises:
         DataError: if the folder holds no federation, or a damaged one.
+        TypeError: if an argument is of another type.
         ValueError: if the device is not there.
     """
-    check_device(device)
-    folder, arrays = Path(folder), {}
+    device, verify = check_device(device), check_bool("verify", verify)
+    folder, arrays = check_path("folder", folder), {}
     try:
-        stamp = json.loads((folder / _STAMP).read_text())
-        found, files = stamp["format"], stamp["files"]
+        check_regular(folder / _STAMP)
+        stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+        found, files = stamp["format"], dict(stamp["files"])
         known = {name: stamp[name] for name in ("digest", "num_classes")}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"Invalid folder {folder}: it holds no {_STAMP}, and so no federation, or one whose "
             "writing was not finished. Write it with save_clients."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged stamp can raise nearly anything
         raise DataError(f"Invalid folder {folder}: {_STAMP} not readable. {_ANEW}") from error
-    if found != _FORMAT:
+    if found not in (_FORMAT, _BEFORE):
         raise DataError(f"Invalid folder {folder}: of format {found}, not {_FORMAT}. {_ANEW}")
+    if found == _FORMAT and stamp.pop("seal", None) != _seal(stamp):
+        raise DataError(f"Damaged {folder / _STAMP}: its digest is wrong. {_ANEW}")
     for name in _NAMES:
         try:
-            arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="c")
+            arrays[name] = _mapped(folder / f"{name}.npy")
             found = _describe(folder, name, arrays[name])
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header can raise nearly anything
             found = str(error)
         if found != files.get(name):
             raise DataError(f"Damaged {folder / name}.npy: {found}, not {files.get(name)}. {_ANEW}")
     sizes = arrays["sizes"]
     if sizes.min() < 1 or sizes.sum() != len(arrays["inputs"]):
         raise DataError(f"Damaged {folder / 'sizes.npy'}: its numbers are wrong. {_ANEW}")
-    if verify and _wrap(arrays).digest != known["digest"]:
-        raise DataError(f"Damaged federation {folder}: its digest is wrong. {_ANEW}")
+    if verify:
+        read = _wrap(arrays)
+        if read.digest != known["digest"] or read.num_classes != known["num_classes"]:
+            raise DataError(f"Damaged federation {folder}: its digest is wrong. {_ANEW}")
     return _wrap(arrays, device=device, **known)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Map an .npy file into memory; what is written there stays there."""
+    check_regular(path)
+    return np.lib.format.open_memmap(path, mode="c")
+
+
+def _seal(stamp: dict) -> str:
+    """Return a digest of the stamp itself."""
+    return digest_of(json.dumps(stamp, sort_keys=True), {})
 
 
 def _wrap(
@@ -154,17 +217,26 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class _Rows:
-    """An .npy file that grows by rows. Its header, which counts them, is written last."""
+    """A new .npy file that grows by rows. Its header, which counts them, is written last."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.length, self.row = path, 0, None
-        with _writing(path):
-            self.file = path.open("wb", buffering=2**20)
+        self.path, self.length, self.row, self.file = path, 0, None, None
 
-    def __enter__(self) -> "_Rows":
-        return self
+    def open(self) -> None:
+        """Make the file; refuse to touch one that is there, or to follow a link."""
+        try:
+            with _writing(self.path):
+                self.file = self.path.open("xb", buffering=2**20)
+        except DataError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+            raise DataError(
+                f"Invalid folder {self.path.parent}: it holds {self.path.name} already, a file of "
+                "your own or of a writing that was not finished. Give another folder, or delete it."
+            ) from error
 
     def append(self, rows: np.ndarray) -> None:
+        """Write rows at the end."""
         row = rows.dtype, rows.shape[1:]
         if self.row is None:
             self.row = row
@@ -184,10 +256,17 @@ class _Rows:
         with _writing(self.path):
             np.lib.format.write_array_header_1_0(self.file, header)
 
-    def __exit__(self, *raised: object) -> None:
+    def close(self) -> None:
+        """Count the rows, and wait for the disk."""
         with _writing(self.path), self.file:
-            if self.row is not None:
-                self.file.seek(0)
-                self._write_header()
+            self.file.seek(0)
+            self._write_header()
             self.file.flush()
             os.fsync(self.file.fileno())
+
+    def remove(self) -> None:
+        """Remove the file, if it was made here."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # a full disk: what is in the buffer is of no use
+                self.file.close()
+            self.path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Whatever stops a run, it goes on to the same bits; what is not its checkpoint is refused."""
 
+import errno
 import math
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from test_fedavg import CONFIG, distance, federation
 from torch import nn
 
 import fedlib as fl
-from fedlib import checkpoint
+from fedlib import _files, checkpoint
 from fedlib.checkpoint import RunState, load_checkpoint, run_identity, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -451,7 +452,85 @@ def test_an_unwritable_checkpoint_is_refused_before_the_first_round(tmp_path):
 def test_a_checkpoint_is_a_file(tmp_path, as_readers_run_it):
     with pytest.raises(ValueError, match=r"Invalid checkpoint=.*: a folder. Use a file in it.*run"):
         start(str(tmp_path))
-    with pytest.raises(TypeError, match="Invalid checkpoint=3: not a path. Use a file's name"):
+    with pytest.raises(TypeError, match="Invalid checkpoint=3: not a path. Use a path such as"):
         start(3)
     assert isinstance(start(str(tmp_path / "run")), fl.FedAvgResult)
     assert Path(tmp_path / "run").exists()
+
+
+# --- Whose files these are --------------------------------------------------------------------
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start("~/run")
+    assert "run" in names(tmp_path)
+
+
+def test_files_of_the_users_beside_a_checkpoint_stay(tmp_path, every_round):
+    for name in ("run.tmp", ".run.tmp", "run.partial"):
+        (tmp_path / name).write_text("mine")
+    os.mkfifo(tmp_path / "run.tmp2")
+    assert same(start(tmp_path / "run"), start())
+    for name in ("run.tmp", ".run.tmp", "run.partial"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_called_previous_that_is_no_checkpoint_is_kept(tmp_path, every_round):
+    start(tmp_path / "run")
+    (tmp_path / "run.previous").write_text("mine")
+    with pytest.warns(RuntimeWarning, match="run.previous beside it is none, and is kept as"):
+        start(tmp_path / "run", config=replace(CONFIG, num_rounds=CONFIG.num_rounds + 1))
+    assert (tmp_path / "run.refused").read_text() == "mine"
+
+
+def test_a_link_at_the_path_is_replaced_not_followed(tmp_path, every_round):
+    (tmp_path / "precious").write_text("mine")
+    start(tmp_path / "run")
+    os.replace(tmp_path / "run", tmp_path / "elsewhere")
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    start(tmp_path / "run", config=replace(CONFIG, num_rounds=CONFIG.num_rounds + 2))
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ELOOP])
+@pytest.mark.parametrize("which", ["run", "run.previous"])
+def test_what_cannot_be_opened_is_not_missing(tmp_path, every_round, monkeypatch, code, which):
+    start(tmp_path / "run")
+    (tmp_path / ("run.previous" if which == "run" else "run")).unlink()
+    before = (tmp_path / which).read_bytes()
+
+    def refuse(path):
+        if not path.exists():
+            raise FileNotFoundError(path)
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_regular", refuse)
+        with pytest.raises(ValueError, match=f"cannot be opened .{os.strerror(code)}"):
+            start(tmp_path / "run")
+    assert names(tmp_path) == [which]
+    assert (tmp_path / which).read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["pipe", "loop", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, what):
+    previous = tmp_path / "run.previous"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "loop": lambda p: os.symlink(p, p)}[what](previous)
+    with pytest.raises(ValueError, match="run.previous: it cannot be opened"):
+        start(tmp_path / "run")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):
+    left, young = (tmp_path / f".run.partial-{name}" for name in ("left", "young"))
+    for path in (left, young):
+        path.write_text("half")
+    os.utime(left, (0, 0))
+    with _files.scratch(tmp_path / "run") as held:
+        os.utime(held, (0, 0))
+        start(tmp_path / "run")
+        assert held.exists()
+    assert young.exists()
+    assert not left.exists()
+    assert not held.exists()

@@ -74,9 +74,11 @@ def test_image_set_refuses(changes, error, message, as_readers_run_it):
 @pytest.mark.parametrize(
     ("method", "argument", "error", "message"),
     [
-        ("select", np.ones(5, bool), TypeError, "dtype=bool: .*np.flatnonzero"),
+        ("select", np.ones(4, bool), ValueError, "a mask of 4 for 5"),
         ("select", [], ValueError, "at least one"),
         ("select", [5], ValueError, r"Use positions 0\.\.4"),
+        ("of_classes", {"x", "y"}, TypeError, "not in a row"),
+        ("of_classes", [True], TypeError, "True is no class"),
         ("select", [-1], ValueError, r"Use positions 0\.\.4"),
         ("of_classes", ["w"], ValueError, "'w': toy has no such class. Use 0..2 or a name"),
         ("of_classes", [3], ValueError, "3: toy has no such class"),

@@ -191,3 +191,31 @@ def test_torchrun_starts_killed_ranks_again_and_the_run_ends_in_the_same_bits(
     assert killed.wait(timeout=300) == 0, (tmp_path / "output").read_text()
     again = [torch.load(tmp_path / f"{index}.pt") for index in range(2)]
     assert all(same(found, whole[0]) for found in (*whole, *again))
+
+
+# --- Nobody to meet ---------------------------------------------------------------------------
+
+
+def test_a_program_that_is_no_rank_is_not_waited_for(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as foreign:  # takes calls, and never answers
+        address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(foreign.getsockname()[1]))
+        for name, value in dict(RANK="1", WORLD_SIZE="2", **address).items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        with (
+            pytest.raises(RuntimeError, match="Cannot meet the other ranks at 127.0.0.1:"),
+            distributed.join(device="cpu", timeout=1.0),
+        ):
+            pass
+        assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "one"), ("RANK", "2"), ("WORLD_SIZE", "0"), ("LOCAL_RANK", "-1")]
+)
+def test_a_variable_of_torchruns_that_is_wrong_is_named(monkeypatch, name, value):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    wrong = pytest.raises(ValueError, match=f"environment variable {name}='{value}'")
+    with wrong, distributed.join(device="cpu"):
+        pass

@@ -1,5 +1,7 @@
 """Partitions: what each promises, whatever the labels."""
 
+import time
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedlib as fl
+from fedlib import partition
 
 laws = settings(deadline=None, derandomize=True)  # no failure by a slow machine or by chance
 seeds = st.integers(0, 2**32 - 1)
@@ -357,6 +360,9 @@ def test_every_partition_refuses(function, num_clients, error, message, as_reade
         (dirichlet, {"concentration": 0}, ValueError, "Invalid concentration=0: not positive"),
         (dirichlet, {"concentration": np.inf}, ValueError, "Invalid concentration=inf"),
         (dirichlet, {"concentration": np.nan}, ValueError, "Invalid concentration=nan"),
+        (dirichlet, {"min_examples": 51}, ValueError, "Use min_examples <= 50"),
+        (by_class, {"examples_per_client": 2**62}, ValueError, "Use examples_per_client <= 50"),
+        (private, {"parts": [], "balanced": True}, ValueError, "no client holds a class"),
         (dirichlet, {"concentration": "1"}, TypeError, "Invalid concentration='1': not a number"),
         (
             private,
@@ -366,10 +372,64 @@ def test_every_partition_refuses(function, num_clients, error, message, as_reade
         ),
         (private, {"parts": [np.array([3, 3])]}, ValueError, "example 3 occurs 2 times"),
         (private, {"parts": [np.array([150])]}, ValueError, r"parts\[0\]: .* Use positions 0..149"),
-        (private, {"parts": [np.array([-1])]}, ValueError, r"parts\[0\]: a position is outside"),
-        (private, {"parts": [np.array([0.5])]}, TypeError, r"parts\[0\]: not integers"),
+        (private, {"parts": [np.array([-1])]}, ValueError, r"parts\[0\]: positions reach from -1"),
+        (
+            private,
+            {"parts": [np.array([0.5])]},
+            TypeError,
+            r"parts\[0\] of type float64: not integers",
+        ),
     ],
 )
 def test_refused(function, changes, error, message, as_readers_run_it):
     with pytest.raises(error, match=message):
         function(**changes)
+
+
+# --- small clients ----------------------------------------------------------------------------
+
+
+def one_by_one(parts, least):
+    """Fill up small clients from the largest, first in line first: as it is said."""
+    parts = [part.tolist() for part in parts]
+    for part in parts:
+        while len(part) < least:
+            part.append(max(parts, key=len).pop(0))
+    return parts
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 3))
+def test_small_clients_take_from_the_largest(sizes, least):
+    if sum(sizes) < least * len(sizes):
+        return
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    filled = partition._filled_up(parts, least)
+    assert [part.tolist() for part in filled] == one_by_one(parts, least)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1e-320, 0.01, 0.1, 1]), st.integers(1, 5))
+def test_min_examples_is_what_every_client_holds(seed, concentration, least):
+    parts = dirichlet(
+        num_clients=30, concentration=concentration, rng=rng(seed), min_examples=least
+    )
+    assert min(map(len, parts)) >= least
+    assert sorted(np.concatenate(parts)) == list(range(150))
+
+
+def test_two_examples_each_can_be_split():
+    parts = dirichlet(num_clients=50, concentration=0.1, min_examples=2)
+    clients = fl.ClientData.from_parts(np.zeros((150, 1)), LABELS, parts)
+    train, test = clients.split(0.8, rng=rng())
+    assert train.num_clients == test.num_clients == 50
+
+
+@pytest.mark.parametrize("concentration", [1e15, 1e307, 1.7e308])
+def test_a_huge_concentration_gives_equal_shares(concentration):
+    parts = dirichlet(num_clients=5, concentration=concentration)
+    assert [len(part) for part in parts] == [30] * 5
+
+
+def test_filling_up_ten_thousand_clients_takes_no_time():
+    began = time.process_time()
+    dirichlet(np.arange(20_000) % 10, num_clients=10_000, concentration=0.01)
+    assert time.process_time() - began < 5  # one at a time over all: 15 s and more

@@ -7,7 +7,9 @@ Writes the Colab line and cell from `_config.yml`, one metadata block, stable ce
 
 import hashlib
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -27,6 +29,14 @@ def load(path: Path) -> dict:
     for cell in notebook["cells"]:
         cell["source"] = "".join(cell["source"])
     return notebook
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave it as it is: the disk may be full."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        made.write_bytes(content)
+        os.replace(made, path)
 
 
 def is_colab_cell(cell: dict) -> bool:
@@ -81,5 +91,5 @@ if __name__ == "__main__":
         old = path.read_text(encoding="utf-8")
         new = normalise(load(path), path)
         if new != old:
-            path.write_text(new, encoding="utf-8")
+            replace(path, new.encode())
             print(f"normalised {path.relative_to(ROOT)}")

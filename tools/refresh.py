@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 from nbclient import NotebookClient
-from notebooks import load, normalise
+from notebooks import load, normalise, replace
 from PIL import Image
 from repository import ROOT, notebooks
 
@@ -54,9 +54,9 @@ def refresh(path: Path) -> None:
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     keep_unchanged_pictures(old, notebook)
-    path.write_text(normalise(notebook, path), encoding="utf-8")
+    replace(path, normalise(notebook, path).encode())
     if path.stem == "intro":
-        CLAIM.write_bytes(claim(notebook))
+        replace(CLAIM, claim(notebook))
     print(f"refreshed {path.relative_to(ROOT)} in {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -33,6 +33,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from fedlib._checks import check_type
+
 PROVENANCE = ("command", "commit", "date", "device", "seeds", "versions", "wall_seconds")
 """What every stored result says about itself."""
 
@@ -55,10 +57,11 @@ def load_result(name: str) -> dict:
         >>> sorted(load_result("puzzle"))
         ['chosen', 'design', 'final', 'provenance', 'tuning']
     """
+    check_type("name", name, str, 'Use name="puzzle", say.')
     folder = resources.files("fedlib.results")
     file = folder / f"{name}.json"
-    if not file.is_file():
-        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
+    names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
+    if name not in names:
         raise FileNotFoundError(
             f'Invalid name="{name}": no such stored result. Use one of {names}, or run '
             f"python -m fedlib.experiments {name}."
