@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import site_check
+from browser import MISSING
 from bs4 import BeautifulSoup
 from chapters import Chapter, images
 from repository import ROOT, notebooks, pages
@@ -33,7 +34,7 @@ def site():
 @pytest.fixture(scope="module")
 def browser():
     if site_check.chromium() is None:
-        unavailable("no Chromium found. Install it (Debian: apt-get install chromium).")
+        unavailable(MISSING)
     with site_check.launched() as running:
         yield running
 
