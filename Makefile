@@ -15,11 +15,13 @@ override URL := $(value URL)
 export PYTHON PORT NB NAME URL
 
 BIN := .venv/bin
-# An environment that was copied or moved would run the library at its old place, and one that is
-# half made nothing: `stale`, if there is one like that, makes it again.
+# An environment that was copied or moved would run the library at its old place, and one that lost
+# its Python or its packages nothing: `stale`, if there is one like that, makes it again. One whose
+# installation was cut short is completed.
 ifneq ($(wildcard .venv),)
 ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
-STALE := $(shell $(BIN)/python -I tools/environment.py >/dev/null 2>&1 || echo stale)
+SOUND := $(if $(wildcard .venv/installed),-I tools/environment.py,-m pip --version)
+STALE := $(shell $(BIN)/python $(SOUND) >/dev/null 2>&1 || echo stale)
 endif
 endif
 
@@ -96,7 +98,7 @@ clean:  ## remove what the other commands made, the environment too
 	rm -rf _build .venv assets/vendor *.egg-info .pytest_cache .ruff_cache
 
 stale:
-	@echo "==> .venv was made for another folder, or not to its end: making it again"
+	@echo "==> .venv was made for another folder, or is broken: making it again"
 	@rm -rf .venv
 
 .venv/bin/python: $(STALE)

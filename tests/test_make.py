@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on
 
 # In place of Python: it writes down what it is asked, and says that the environment is as SOUND.
 STAND_IN = """#!/bin/sh
-if [ "$1" = -I ]; then exit {code}; fi
+case "$*" in "-I tools/environment.py"|"-m pip --version") exit {code};; esac
 for word in "$@"; do printf '%s\\0' "$word" >> asked; done
 """
 HOSTILE = [
@@ -108,19 +108,27 @@ def test_a_sound_environment_is_kept(folder):
     assert "Making the environment" not in make(folder, "check", "-n")
 
 
-@pytest.mark.parametrize("state", ["moved", "half made", "without Python"])
-def test_an_environment_from_elsewhere_or_half_made_is_made_again(folder, state):
+@pytest.mark.parametrize("state", ["moved", "without pip", "without Python"])
+def test_an_environment_from_elsewhere_or_broken_is_made_again(folder, state):
     if state == "without Python":
         (folder / ".venv" / "bin" / "python").unlink()
     else:
         stand_in(folder, "python", code=1)
-    if state == "half made":
+    if state == "without pip":
         (folder / ".venv" / "installed").unlink()
     said = make(folder, "check", "-n")
     assert "rm -rf .venv" in said
     assert "-m venv .venv" in said
     assert "pip install" in said
     assert "rm -rf .venv\n" not in make(folder, "help", "-n")
+
+
+def test_an_installation_that_was_cut_short_goes_on(folder):
+    """Or was begun by hand, with a PyTorch of one's own choice."""
+    (folder / ".venv" / "installed").unlink()
+    said = make(folder, "check", "-n")
+    assert "pip install" in said
+    assert "rm -rf .venv" not in said
 
 
 def test_an_environment_is_made_on_an_awkward_path_with_an_awkward_python(folder):
