@@ -73,8 +73,8 @@ browser: site  ## build the website and open every page in Chromium
 	@echo "==> Opening every page in Chromium"
 	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
 
-versions: .venv/installed  ## run the tests with the oldest supported packages, and with Colab's (NAME=oldest for one)
-	@$(BIN)/python tools/versions.py $$NAME
+versions:  ## test with the oldest supported packages, and with Colab's (NAME=oldest for one)
+	@"$$PYTHON" tools/versions.py $$NAME
 
 benchmark: .venv/installed  ## time fedlib and other simulators on the same work (45 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"

@@ -59,7 +59,7 @@ def make(folder: Path, *arguments: str, **variables: str) -> str:
     done = subprocess.run(
         ["make", *arguments],
         cwd=folder,
-        env=clean | variables,
+        env=clean | {"PYTHON": ".venv/bin/python"} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
