@@ -6,7 +6,7 @@ from importlib.metadata import distribution
 import lock
 import pytest
 import versions
-from environment import requirements
+from environment import fault, requirements
 from packaging.requirements import Requirement
 from packaging.version import Version
 from repository import ROOT
@@ -24,6 +24,8 @@ def brought_along(names: set[str]) -> set[str]:
 
 
 def test_every_package_that_make_installs_is_pinned():
+    if fault():
+        pytest.skip("not the environment that make makes")
     pinned = lock.constraints()
     asked = {lock.normal(name) for name in requirements()}
     assert brought_along(asked) - set(pinned) <= lock.LEFT_OUT
