@@ -2,10 +2,28 @@
 
 PYTHON ?= python3
 PORT   ?= 8000
-BIN    := .venv/bin
 NB     ?=
 NAME   ?=
 URL    ?=
+# What the caller gives reaches the recipes as text, in their environment: neither make nor a shell
+# may run what stands in it.
+override PYTHON := $(value PYTHON)
+override PORT := $(value PORT)
+override NB := $(value NB)
+override NAME := $(value NAME)
+override URL := $(value URL)
+export PYTHON PORT NB NAME URL
+
+BIN := .venv/bin
+# An environment that was copied or moved would run the library at its old place, and one that lost
+# its Python or its packages nothing: `stale`, if there is one like that, makes it again. One whose
+# installation was cut short is completed.
+ifneq ($(wildcard .venv),)
+ifneq ($(filter-out help clean,$(MAKECMDGOALS)),)
+SOUND := $(if $(wildcard .venv/installed),-I tools/environment.py,-m pip --version)
+STALE := $(shell $(BIN)/python $(SOUND) >/dev/null 2>&1 || echo stale)
+endif
+endif
 
 # Two kernels with many threads each would slow one another down; see fedlib's engine.
 export OMP_NUM_THREADS ?= 1
@@ -13,7 +31,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser benchmark results links retarget clean
+.PHONY: help book test check format refresh site serve browser versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -23,6 +41,7 @@ book: site  ## set up, build the website
 	@echo "==> Done. Open _build/html/index.html, or run 'make serve'."
 
 test: site  ## set up, run every test (unit, notebooks, website)
+	@$(BIN)/python tools/browser.py --install
 	@echo "==> Running every test: library, statements, notebooks cell by cell, website"
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
 
@@ -38,7 +57,7 @@ format: .venv/installed  ## format code and notebooks
 
 refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/01_fedavg.ipynb for one)
 	@echo "==> Running notebooks and storing their outputs"
-	@$(BIN)/python tools/refresh.py $(NB)
+	@$(BIN)/python tools/refresh.py $$NB
 
 site: .venv/installed assets/vendor/fetched  ## build the website; every warning is an error
 	@echo "==> Building the website"
@@ -47,45 +66,57 @@ site: .venv/installed assets/vendor/fetched  ## build the website; every warning
 	  { grep -E 'WARNING|ERROR' _build/site.log || cat _build/site.log; exit 1; }
 
 serve: site  ## build the website and serve it on this machine
-	@echo "==> http://127.0.0.1:$(PORT) (stop with Ctrl-C)"
-	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+	@echo "==> http://127.0.0.1:$$PORT (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server "$$PORT" --bind 127.0.0.1 --directory _build/html
 
 browser: site  ## build the website and open every page in Chromium
 	@echo "==> Opening every page in Chromium"
 	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
+
+versions:  ## test with the oldest supported packages, and with Colab's (NAME=oldest for one)
+	@"$$PYTHON" tools/versions.py $$NAME
 
 benchmark: .venv/installed  ## time fedlib and other simulators on the same work (45 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"
 	@$(BIN)/python -m benchmarks
 
 results: .venv/installed  ## re-run every stored experiment (3 hours); NAME=one_step for one; resumes
-	@$(foreach name,$(or $(NAME),puzzle one_step fine_tuning inside transfer neighbours), \
-	  echo "==> $(name)" && $(BIN)/python -m fedlib.experiments $(name) &&) true
+	@for name in $${NAME:-puzzle one_step fine_tuning inside transfer neighbours}; do \
+	  echo "==> $$name"; $(BIN)/python -m fedlib.experiments "$$name" || exit 1; done
 
 links: .venv/installed  ## ask every external link of the book whether it still answers
 	@echo "==> Checking external links"
 	@$(BIN)/jupyter-book build . --builder linkcheck
 
 retarget: .venv/installed  ## point every link at another repository (URL=address of your fork)
-	@$(BIN)/python tools/retarget.py "$(URL)"
+	@$(BIN)/python tools/retarget.py "$$URL"
+
+lock: .venv/installed  ## write constraints.txt from what is installed, after a change of requirements.txt
+	@$(BIN)/python tools/lock.py
 
 clean:  ## remove what the other commands made, the environment too
 	rm -rf _build .venv assets/vendor *.egg-info .pytest_cache .ruff_cache
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-	  "'$(PYTHON)' is not Python 3.11 or newer. Use: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
-	  "'$(PYTHON)' lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "==> Making the environment .venv with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv .venv
+stale:
+	@echo "==> .venv was made for another folder, or is broken: making it again"
+	@rm -rf .venv
 
-.venv/installed: requirements.txt pyproject.toml | .venv/bin/python
+.venv/bin/python: $(STALE)
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "'$$PYTHON' is not Python 3.11 or newer. Use: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { echo \
+	  "'$$PYTHON' lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "==> Making the environment .venv with $$("$$PYTHON" --version)"
+	@"$$PYTHON" -m venv .venv
+
+.venv/installed: requirements.txt constraints.txt pyproject.toml $(STALE) | .venv/bin/python
 	@echo "==> Installing requirements.txt into .venv (a minute or more: PyTorch is large)"
-	@$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt || { echo \
+	  "Installing failed: see pip's message above. It needs the network; afterwards nothing does."; exit 1; }
 	@touch $@
 
 assets/vendor/fetched: assets/package-lock.json tools/vendor.py | .venv/installed
 	@echo "==> Fetching MathJax and the widget scripts that the site serves itself"
-	@$(BIN)/python tools/vendor.py
+	@$(BIN)/python tools/vendor.py || { echo \
+	  "Fetching failed: see npm's message above. It needs the network; afterwards nothing does."; exit 1; }
 	@touch $@

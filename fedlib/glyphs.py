@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlib._checks import check_int, check_positive_int
+from fedlib._checks import check_int, check_positive_int, refuse
 from fedlib.data import ImageSet
 
-# Matplotlib's own text fonts. The Computer Modern ones place punctuation as TeX does, not as ASCII
-# does, so they draw letters and digits only.
+# Matplotlib's own text fonts, whose files are the same in all its versions. The Computer Modern
+# ones place punctuation as TeX does, not as ASCII does, so they draw letters and digits only.
 _TEX_FONTS = ["cmr10", "cmb10", "cmss10", "cmti10", "cmtt10"]
+_OWN, _OWN_FONTS = Path(__file__).parent / "fonts", ["cmti10"]  # Matplotlib 3.10 lacks it
 _FONTS = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic"]
 _FONTS += [
     f"DejaVu{family}{style}"
@@ -43,8 +44,9 @@ def load_glyphs(
     """Draw characters in Matplotlib's fonts, bent, blurred and noisy: 1x16x16, and no download.
 
     Each image has its own font, rotation (up to 15 degrees), shear, scale, shift, blur, contrast
-    and noise. A character's images depend on ``seed`` alone, not on the other characters, and the
-    first ones stay the same when ``per_class`` grows. Pixels are multiples of 1/255.
+    and noise. A character's images depend on ``seed`` alone, not on the other characters, nor on
+    the version of Matplotlib, and the first ones stay the same when ``per_class`` grows. Pixels
+    are multiples of 1/255.
 
     Args:
         characters: distinct characters; their order is the order of the labels.
@@ -58,13 +60,17 @@ def load_glyphs(
         >>> load_glyphs("abc", per_class=5, seed=0)
         ImageSet(glyphs: 15 images 1x16x16, 3 classes)
     """
-    check_positive_int("per_class", per_class)
-    check_int("seed", seed, minimum=0)
-    if not characters or any(len(c) != 1 for c in characters):
-        raise ValueError(
-            f"Invalid characters={characters!r}: must be single characters, at least one. "
-            'Use a string such as "abc".'
-        )
+    per_class = check_positive_int("per_class", per_class)
+    seed = check_int("seed", seed, minimum=0)
+    listed = isinstance(characters, str | list | tuple)
+    if (
+        not listed
+        or not characters
+        or any(not isinstance(c, str) or len(c) != 1 for c in characters)
+    ):
+        error = ValueError if listed else TypeError
+        why = "must be single characters, at least one"
+        refuse("characters", characters, why, 'a string such as "abc"', error=error)
     images = [
         _warp(drawings, per_class, np.random.default_rng([seed, ord(c)]))
         for c, drawings in zip(characters, _draw(characters), strict=True)
@@ -79,30 +85,92 @@ def _draw(characters: Sequence[str]) -> Iterable[np.ndarray]:
     from scipy.ndimage import gaussian_filter
 
     folder = Path(get_data_path()) / "fonts" / "ttf"
-    fonts = {name: ft2font.FT2Font(str(folder / f"{name}.ttf")) for name in _FONTS + _TEX_FONTS}
-    for font in fonts.values():
-        font.set_size(_EM * _ZOOM, 72)
-    side = 2 * _SIZE * _ZOOM  # room for the widest letter and its blur
-    baseline = side // 2 + round(0.33 * _EM * _ZOOM)  # centres capitals
+    fonts = {
+        name: ft2font.FT2Font(str((_OWN if name in _OWN_FONTS else folder) / f"{name}.ttf"))
+        for name in _FONTS + _TEX_FONTS
+    }
     for c in characters:
         alphanumeric = c.isascii() and c.isalnum()
         drawings = []
         for name, font in fonts.items():
             if not font.get_char_index(ord(c)) or (name in _TEX_FONTS and not alphanumeric):
                 continue
-            font.set_text(c, 0, flags=ft2font.LoadFlags.NO_HINTING)
-            font.draw_glyphs_to_bitmap(antialiased=True)
-            ink = np.asarray(font.get_image()) / 255
-            top = baseline + round(font.get_descent() / 64) - ink.shape[0]
-            left = (side - ink.shape[1]) // 2
-            page = np.zeros((side, side))
-            page[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+            page = _ink(_outline(font, c))
             drawings.append([gaussian_filter(page, sigma * _ZOOM) for sigma in _BLUR])
         if not drawings or not np.any(drawings):
-            raise ValueError(
-                f"Invalid characters with {c!r}: no font draws it. Use printable characters."
-            )
+            refuse("characters", c, "no font draws it", "printable characters")
         yield np.array(drawings)
+
+
+def _outline(font, character: str) -> np.ndarray:
+    """Starts, control points and ends of the quadratic curves around a character's ink.
+
+    Read in the font's own units and scaled here, since FreeType's scaling differs between its
+    versions. Returns (3, curves, 2): pixels of the drawing, right and up from the baseline, in
+    64ths, as FreeType has them.
+    """
+    from matplotlib.ft2font import LoadFlags
+    from matplotlib.path import Path as Codes
+
+    font.set_size(font.units_per_EM, 72)
+    font.load_char(ord(character), flags=LoadFlags.NO_HINTING)
+    points, codes = (np.asarray(part) for part in font.get_path())
+    points = 64 * _EM * _ZOOM / font.units_per_EM * points.reshape(-1, 2)
+    points = np.trunc(points + np.copysign(0.5, points)) / 64
+    rows = np.arange(len(codes))
+    opening = np.maximum.accumulate(np.where(codes == Codes.MOVETO, rows, 0))
+    points = np.where((codes == Codes.CLOSEPOLY)[:, None], points[opening], points)
+    curved = codes == Codes.CURVE3  # two rows each: control point and end
+    knots = rows[~(curved & (np.cumsum(curved) % 2 == 1))]
+    start, end = knots[:-1], knots[1:]
+    start, end = (side[codes[end] != Codes.MOVETO] for side in (start, end))
+    middle = (points[start] + points[end]) / 2
+    control = np.where((end - start == 2)[:, None], points[end - 1], middle)
+    return np.stack([points[start], control, points[end]])
+
+
+def _ink(outline: np.ndarray) -> np.ndarray:
+    """Share of each pixel inside an outline, in 255ths, on a page of its own: (rows, columns).
+
+    Drawn in plain arithmetic, so that every version of FreeType, and every machine, sees the same.
+    """
+    side = 2 * _SIZE * _ZOOM  # room for the widest letter and its blur
+    if not outline.size:
+        return np.zeros((side, side))
+    (west, south), (east, north) = (end(outline, axis=(0, 1)) for end in (np.min, np.max))
+    # Where FreeType's bitmaps, in whole pixels, stood when the stored results were computed.
+    right = (side - int(east - west) - 2) // 2 - np.floor(west)
+    baseline = side // 2 + round(0.33 * _EM * _ZOOM)  # centres capitals
+    baseline += round(-south) + np.floor(north) - np.floor(north - south) - 1
+    curves = outline * [1, -1] + [right, baseline]
+
+    # Chords, halved until they are within a sixteenth of a pixel of the curve (and 1 / 64 more).
+    bend = 4 * np.abs(curves[0] - 2 * curves[1] + curves[2]).max(axis=1)
+    counts = 1 + sum(2**k * (bend >= 65 / 64 * 4**k) for k in range(8))
+    which, k = _repeat(counts)
+    start, control, end = curves[:, which]
+    t = np.stack([k, k + 1])[..., None] / counts[which][:, None]
+    chords = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
+
+    # Signed widths to the right of each crossing of 64 lines a pixel, summed along the rows.
+    low, high = np.ceil(64 * np.sort(chords[..., 1], axis=0) - 0.5).astype(int)
+    which, k = _repeat(high - low)
+    line = low[which] + k
+    start, end = chords[:, which]
+    rise = end[:, 1] - start[:, 1]
+    x = start[:, 0] + ((line + 0.5) / 64 - start[:, 1]) / rise * (end[:, 0] - start[:, 0])
+    pixel = line // 64 * side + np.floor(x).astype(int)
+    after = x - np.floor(x)
+    weights = np.sign(rise) / 64 * np.stack([1 - after, after])
+    steps = np.bincount(np.concatenate([pixel, pixel + 1]), weights.ravel(), side**2)
+    covered = np.abs(np.cumsum(steps.reshape(side, side), axis=1))
+    return np.minimum(np.floor(256 * covered), 255) / 255
+
+
+def _repeat(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each index as often as ``counts`` says, and how often it occurred before."""
+    which = np.repeat(np.arange(len(counts)), counts)
+    return which, np.arange(len(which)) - (np.cumsum(counts) - counts)[which]
 
 
 def _warp(drawings: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

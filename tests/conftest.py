@@ -1,5 +1,8 @@
 """Settings for all tests."""
 
+from collections import Counter
+
+import environment
 import jaxtyping
 import matplotlib
 import pytest
@@ -11,6 +14,26 @@ matplotlib.use("agg")  # no windows (not by MPLBACKEND: the notebooks' kernels w
 slow = HealthCheck.too_slow
 settings.register_profile("book", deadline=None, derandomize=True, suppress_health_check=[slow])
 settings.load_profile("book")
+
+
+def pytest_sessionstart(session):
+    """Notebooks import what is installed: in a copied or moved clone, another copy."""
+    if environment.library() != environment.ROOT:
+        pytest.exit(environment.fault(), returncode=3)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    """Say what was skipped, and why, in one line."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in reports
+        if isinstance(report.longrepr, tuple)
+    )
+    said = "; ".join(f"{number} tests ({why})" for why, number in reasons.most_common())
+    if said:
+        terminalreporter.write_line(f"Skipped: {said}.")
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 import contextlib
 import functools
 import http.server
-import os
 import re
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from browser import chromium
 from playwright.sync_api import Browser, Page, sync_playwright
 
 FLAGS = [
@@ -67,11 +66,6 @@ INSPECT = r"""
   return faults;
 }
 """
-
-
-def chromium() -> str | None:
-    """The browser to drive: $CHROMIUM, else `chromium` on the path."""
-    return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 @contextlib.contextmanager

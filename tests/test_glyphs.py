@@ -1,15 +1,18 @@
 """Glyphs: real to recognise, and the same for everybody."""
 
+import hashlib
 import random
 import string
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.ft2font import FT2Font, LoadFlags
 from sklearn.neighbors import KNeighborsClassifier
 
 import fedlib as fl
-from fedlib.glyphs import _FONTS, _TEX_FONTS, _draw
+from fedlib.glyphs import _FONTS, _OWN_FONTS, _TEX_FONTS, _draw, _ink, _outline
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,51 @@ def test_glyphs_are_a_real_recognition_task(glyphs):
     assert 0.4 < accuracy < 0.9  # far above chance (0.1), and not settled by comparing pixels
 
 
+def test_glyphs_are_the_same_under_every_version_of_matplotlib():
+    """Whose FreeType is another one in 3.10 and in 3.11; `make versions` runs this with both."""
+    images = fl.load_glyphs(
+        string.ascii_letters + string.digits + "é€Ж&", per_class=2, seed=0
+    ).images
+    digest = hashlib.sha256(np.rint(255 * images).astype(np.uint8).tobytes()).hexdigest()
+    assert digest == "03838b7d48204c29c41db11495e6680ea30b8967572a70b871684cb4adeeaddd"
+
+
+def test_every_font_is_there_without_the_newest_matplotlib():
+    """Matplotlib 3.10 has all of them but one, which fedlib brings, with its licence."""
+    own = Path(fl.glyphs.__file__).parent / "fonts"
+    assert {path.stem for path in own.glob("*.ttf")} == set(_OWN_FONTS) == {"cmti10"}
+    assert "Permission to copy and distribute" in (own / "LICENSE-BaKoMa.txt").read_text()
+
+
+def test_ink_is_as_freetype_draws_it():
+    """FreeType sums the same areas in whole numbers: a few levels of 255 apart, on curves."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf"
+    font = FT2Font(str(path))
+    for character in "aQ8é":
+        ours = _ink(_outline(font, character))
+        font.set_size(60, 72)
+        font.set_text(character, 0, flags=LoadFlags.NO_HINTING)
+        font.draw_glyphs_to_bitmap(antialiased=True)
+        theirs = np.asarray(font.get_image()) / 255
+        theirs = theirs[np.ix_(theirs.any(axis=1), theirs.any(axis=0))]
+        ours = ours[np.ix_(ours.any(axis=1), ours.any(axis=0))]
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 0.1
+        assert abs(ours.sum() / theirs.sum() - 1) < 2e-3
+
+
+def test_ink_is_the_area_inside_the_outline():
+    """A square with a square hole, between the pixels; and a curve, against its integral."""
+    corners = np.array([[0, 0], [0, 10.5], [8.25, 10.5], [8.25, 0]])
+    hole = (corners[::-1] - corners.mean(axis=0)) / 2 + corners.mean(axis=0)
+    start = np.concatenate([corners, hole])
+    end = np.concatenate([np.roll(part, -1, axis=0) for part in (corners, hole)])
+    square = np.stack([start, (start + end) / 2, end])
+    assert _ink(square).sum() == pytest.approx(8.25 * 10.5 * 3 / 4, rel=5e-3)
+    arch = np.array([[[0, 0], [20, 0]], [[10, 20], [10, 0]], [[20, 0], [0, 0]]])
+    assert _ink(arch).sum() == pytest.approx(2 / 3 * 20 * 10, rel=5e-3)
+
+
 def test_glyphs_beyond_ascii():
     assert fl.load_glyphs("é€Ж", per_class=2, seed=0).class_names == ("é", "€", "Ж")
 
@@ -80,8 +128,10 @@ def test_glyphs_beyond_ascii():
         ({"per_class": 1, "characters": "aba"}, ValueError, "a name occurs twice"),
         ({"per_class": 1, "characters": "a b"}, ValueError, "' ': no font draws it"),
         ({"per_class": 1, "characters": "\U0010ffff"}, ValueError, "no font draws it"),
+        ({"per_class": 1, "characters": [1]}, ValueError, "single characters"),
+        ({"per_class": 1, "characters": 5}, TypeError, "Invalid characters=5: .*single characters"),
     ],
 )
-def test_glyphs_refuse(arguments, error, message):
+def test_glyphs_refuse(as_readers_run_it, arguments, error, message):
     with pytest.raises(error, match=message):
         fl.load_glyphs(**{"seed": 0} | arguments)

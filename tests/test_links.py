@@ -83,6 +83,8 @@ def test_every_link_agrees_with_the_configuration():
 
 def test_no_other_file_names_the_repository():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout of one's own: which files are the book's is not known")
     others = {ROOT / name for name in tracked.stdout.split("\0") if name} - set(files(ROOT))
     name = "/".join(owner_and_name(config()["repository"]["url"]))
     for path in others:

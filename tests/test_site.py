@@ -1,10 +1,12 @@
 """The built website: every page, wide and narrow, light and dark, in a real browser."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import site_check
+from browser import MISSING
 from bs4 import BeautifulSoup
 from chapters import Chapter, images
 from repository import ROOT, notebooks, pages
@@ -33,7 +35,7 @@ def site():
 @pytest.fixture(scope="module")
 def browser():
     if site_check.chromium() is None:
-        unavailable("no Chromium found. Install it (Debian: apt-get install chromium).")
+        unavailable(MISSING)
     with site_check.launched() as running:
         yield running
 
@@ -63,6 +65,21 @@ def test_alt_texts_of_the_notebooks_reach_the_pages(site):
         for cell in Chapter(path).code:
             if images(cell):
                 assert cell["metadata"]["mystnb"]["image"]["alt"] in shown
+
+
+def test_what_others_made_travels_with_its_licence(site):
+    """Every script and font of theirs, in the list and with the file that the list names."""
+    static = site / "_static"
+    text = (static / "licenses.txt").read_text(encoding="utf-8")
+    listed = re.findall(r"^(vendor/\S+)", text, re.MULTILINE)
+    for path in (static / "vendor").rglob("*"):
+        relative = path.relative_to(static)
+        if path.is_file() and path.name != "fetched":
+            assert any(
+                relative.match(name) or name in map(str, relative.parents) for name in listed
+            )
+    for named in re.findall(r": (vendor/\S+)\.$", text, re.MULTILINE):
+        assert len((static / named).read_text(encoding="utf-8")) > 500, named
 
 
 @pytest.mark.browser

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import anywidget
@@ -25,7 +26,11 @@ FILES = {
     "mathjax/LICENSE": "mathjax/LICENSE",
     "requirejs/require.js": "requirejs/require.js",
     "@jupyter-widgets/html-manager/dist/embed-amd.js": "widgets/embed-amd.js",
+    # The notices of what is bundled in it; only its twin, embed.js, has them beside it.
+    "@jupyter-widgets/html-manager/dist/embed.js.LICENSE.txt": "widgets/embed-amd.js.LICENSE.txt",
 }
+# Python package -> destination of its licence: npm's copies of these projects lack the text.
+LICENCES = {"ipywidgets": "widgets/LICENSE", "anywidget": "widgets/anywidget.LICENSE"}
 
 
 def npm(*arguments: str, folder: Path) -> None:
@@ -51,7 +56,15 @@ def fetch() -> None:
     # anywidget's browser half travels inside its wheel, below the environment's share folder.
     nbextension = Path(sys.prefix, "share/jupyter/nbextensions/anywidget/index.js")
     shutil.copyfile(nbextension, vendor / "widgets/anywidget.js")
+    for name, destination in LICENCES.items():
+        (vendor / destination).write_text(licence(name), encoding="utf-8")
     (vendor / "widgets/anywidget.version").write_text(anywidget.__version__ + "\n")
+
+
+def licence(package: str) -> str:
+    """The text of an installed package's licence file."""
+    files = distribution(package).files or []
+    return next(file for file in files if file.name == "LICENSE").read_text(encoding="utf-8")
 
 
 def lock() -> None:
