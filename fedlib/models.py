@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -63,12 +64,32 @@ class LinearNet(BodyHead):
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
         with _seeded(seed):
             super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
-            nn.init.orthogonal_(self.body.weight)
+        rows = _orthonormal_rows(k, d, np.random.default_rng(seed % 2**64))
+        self.body.weight.data.copy_(torch.from_numpy(rows))
         nn.init.zeros_(self.head.weight)
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return one real response per input."""
         return super().forward(inputs).squeeze(-1)
+
+
+def _orthonormal_rows(k: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw k ≤ d orthonormal rows, uniformly among all, with the same bits on every machine.
+
+    A factorisation by LAPACK, and torch's Gaussians in float32, differ in last digits between
+    processors. Here every operation is one that IEEE 754 defines, and sums have an order.
+    """
+
+    def summed(terms: np.ndarray, axis: int) -> np.ndarray:
+        return terms.cumsum(axis).take(-1, axis)  # one term after the other, unlike terms.sum
+
+    rows = rng.standard_normal((k, d))
+    for i, row in enumerate(rows):
+        for _ in range(2 if i else 0):  # twice, against rounding
+            shares = summed(rows[:i] * row, axis=1)
+            row -= summed(rows[:i] * shares[:, None], axis=0)
+        row /= np.sqrt(summed(row * row, axis=0))
+    return rows
 
 
 class MLP(BodyHead):
