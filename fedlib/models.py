@@ -88,7 +88,7 @@ def _orthonormal_rows(k: int, d: int, rng: np.random.Generator) -> np.ndarray:
         for _ in range(2 if i else 0):  # twice, against rounding
             shares = summed(rows[:i] * row, axis=1)
             row -= summed(rows[:i] * shares[:, None], axis=0)
-        row /= np.sqrt(summed(row * row, axis=0))
+        row /= np.sqrt((row * row).cumsum()[-1])
     return rows
 
 

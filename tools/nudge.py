@@ -1,4 +1,4 @@
-"""A machine whose last digits differ, wherever they may: `tools/shake.py` lets kernels start with it.
+"""A machine whose last digits differ: `tools/shake.py` lets kernels start with this.
 
 Every random draw and every start of a network moves by a relative 1e-9 (in float32 by 1e-7, about
 one last digit), and singular vectors and eigenvectors come with other signs, as another LAPACK may

@@ -4,8 +4,8 @@
     python tools/shake.py --combined           # settings of several libraries at once: four runs
     python tools/shake.py --only nudge book/13_inside_the_network.ipynb
 
-A setting that this processor cannot run is dropped, with the reason; one that changes no bit here is
-run all the same, and marked.
+A setting that this processor cannot run is dropped, with the reason; one that changes no bit here
+is run all the same, and marked.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SETTINGS = {
     "ATen avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "NumPy up to AVX2": {"NPY_DISABLE_CPU_FEATURES": " ".join(BEYOND_AVX2)},
     "NumPy baseline": {"NPY_DISABLE_CPU_FEATURES": " ".join(EXTENSIONS)},
-    "two threads": {"OMP_NUM_THREADS": "2"},
+    "two threads": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},  # chapters share cores
     "nudge": {"FEDLIB_NUDGE": "1"},
 }
 COMBINED = {
@@ -53,7 +53,7 @@ COMBINED = {
     "nudged": ["OpenBLAS Zen", "nudge"],
 }
 
-# Bits of each library on small inputs. One line of JSON; a setting that cannot run ends in a signal.
+# Bits of each library on small inputs, as one line of JSON. What cannot run ends in a signal.
 PROBE = """
 import hashlib, json, warnings
 import numpy as np, torch
@@ -65,7 +65,7 @@ made = {
     "OpenBLAS": [A @ B, np.linalg.svd(A[:40, :30])[0], np.linalg.qr(B)[0]],
     "MKL": [S @ T, S.double() @ T.double(), torch.linalg.qr(S)[0]],
     "ATen": [torch.exp(S), S.sum(), torch.randn(64, generator=torch.Generator().manual_seed(0))],
-    "NumPy": [A.sum(), np.exp(A), np.sin(A), (A.astype("f4") ** 2).sum()],
+    "NumPy": [A.sum(), np.exp(A), np.tanh(A), np.exp(A.astype("f4")), np.sin(A.astype("f4"))],
 }
 print(json.dumps({name: hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in xs)).hexdigest()
                   for name, xs in made.items()}))
@@ -138,13 +138,12 @@ def table(paths: list[Path], runs: dict[str, list[str]], jobs: int) -> bool:
     short = [path.stem.partition("_")[0] for path in paths]
     print(f"{'':18}", *(f"{name:>5}" for name in short), "  seconds", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        pending = {
-            name: [
-                pool.submit(shake, path, settings, LOGS / f"{name} {path.stem}.log".replace(" ", "-"))
-                for path in paths
-            ]
-            for name, settings in runs.items()
-        }
+
+        def submit(name, path):
+            log = LOGS / f"{name}-{path.stem}.log".replace(" ", "-")
+            return pool.submit(shake, path, runs[name], log)
+
+        pending = {name: [submit(name, path) for path in paths] for name in runs}
         for name, row in pending.items():
             found = [future.result() for future in row]
             cells = ["ok" if not differ else ",".join(differ) for differ, _ in found]
