@@ -122,6 +122,7 @@ class MLP(BodyHead):
             for width_in, width_out in pairwise(widths):
                 layers += [nn.Linear(width_in, width_out), nn.ReLU()]
             super().__init__(nn.Sequential(*layers), nn.Linear(widths[-1], num_classes))
+        _start_uniformly(self, seed)
 
 
 class CNN(BodyHead):
@@ -177,6 +178,22 @@ class CNN(BodyHead):
                 nn.ReLU(),
             )
             super().__init__(body, nn.Linear(num_features, num_classes))
+        _start_uniformly(self, seed)
+
+
+def _start_uniformly(model: nn.Module, seed: int) -> None:
+    """Give linear layers and convolutions torch's default start, with the same bits everywhere.
+
+    Weights and biases are uniform in ±1/√(inputs of a unit). torch's draws in [0, 1) are the same
+    on every processor; how it scales them is not: some round once, some twice. NumPy rounds twice.
+    """
+    with _seeded(seed):
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                bound = np.float32(layer.weight[0].numel() ** -0.5)
+                for p in (layer.weight, layer.bias):
+                    drawn = torch.rand(p.shape).numpy() * (bound + bound) - bound
+                    p.data.copy_(torch.from_numpy(drawn))
 
 
 def _check_shape(image_shape: Sequence[int]) -> None:
