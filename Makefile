@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser benchmark results links retarget clean
+.PHONY: help book test check format refresh site serve browser benchmark results links retarget shake clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -53,6 +53,10 @@ serve: site  ## build the website and serve it on this machine
 browser: site  ## build the website and open every page in Chromium
 	@echo "==> Opening every page in Chromium"
 	@FEDLIB_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/test_site.py
+
+shake: .venv/installed  ## run the notebooks as other processors would; nothing printed may change
+	@echo "==> Running every notebook under every setting that this processor can run"
+	@$(BIN)/python tools/shake.py
 
 benchmark: .venv/installed  ## time fedlib and other simulators on the same work (45 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"

@@ -1,7 +1,7 @@
 """Run every notebook as other machines would, and say which cells then print something else.
 
     python tools/shake.py                      # every setting by itself
-    python tools/shake.py --combined           # settings of several libraries at once: four runs
+    python tools/shake.py --combined           # settings of several libraries at once: a few runs
     python tools/shake.py --only nudge book/13_inside_the_network.ipynb
 
 A setting that this processor cannot run is dropped, with the reason; one that changes no bit here
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -49,8 +49,8 @@ SETTINGS = {
 COMBINED = {
     "oldest": ["OpenBLAS Prescott", "MKL SSE4_2", "ATen default", "NumPy baseline"],
     "avx2": ["OpenBLAS Haswell", "MKL compatible", "ATen avx2", "NumPy up to AVX2", "two threads"],
-    "newest": ["OpenBLAS SkylakeX", "two threads"],
-    "nudged": ["OpenBLAS Zen", "nudge"],
+    "nudged": ["OpenBLAS SkylakeX", "nudge"],
+    "zen": ["OpenBLAS Zen"],
 }
 
 # Bits of each library on small inputs, as one line of JSON. What cannot run ends in a signal.
@@ -93,19 +93,33 @@ def probe(settings: Iterable[str]) -> dict[str, str] | str:
     return json.loads(run.stdout)
 
 
-def possible(settings: Iterable[str], plain: dict[str, str]) -> Iterator[str]:
-    """Those settings that this machine can run; print what each does to the bits."""
+def effects(settings: Iterable[str], plain: dict[str, str]) -> dict[str, list[str]]:
+    """What each setting changes here, for those that this machine can run; print it."""
+    known = {}
     for name in settings:
         found = probe([name])
         if isinstance(found, str):
             print(f"  {name:18} DROPPED: this processor cannot run it ({found})")
             continue
-        moved = [library for library in found if found[library] != plain[library]]
+        known[name] = [library for library in found if found[library] != plain[library]]
         if name == "nudge":
-            moved = ["every start and every sign"]
-        effect = ", ".join(moved) if moved else "no bit of the probe: as plain on this processor"
-        print(f"  {name:18} changes {effect}")
-        yield name
+            known[name] = ["every start and every sign"]
+        changed = ", ".join(known[name]) or "nothing: here it is what runs anyway"
+        print(f"  {name:18} changes {changed}", flush=True)
+    return known
+
+
+def combined(known: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Runs that cover all settings between them; print each."""
+    runs = {}
+    for name, members in COMBINED.items():
+        able = [setting for setting in members if setting in known]
+        if any(known[setting] for setting in able):
+            runs[name] = able
+            print(f"  run {name:14} = {' + '.join(able)}")
+        else:
+            print(f"  run {name:14} DROPPED: nothing left that changes a bit here")
+    return runs
 
 
 def shake(path: Path, settings: Iterable[str], log: Path) -> tuple[list[str], float]:
@@ -158,7 +172,9 @@ def table(paths: list[Path], runs: dict[str, list[str]], jobs: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of _toc.yml by default")
-    parser.add_argument("--combined", action="store_true", help="four runs that cover all settings")
+    parser.add_argument(
+        "--combined", action="store_true", help="a few runs that cover all settings"
+    )
     parser.add_argument("--only", action="append", choices=SETTINGS, help="this setting (repeat)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters at a time")
     args = parser.parse_args()
@@ -166,12 +182,9 @@ def main() -> int:
     plain = probe([])
     assert isinstance(plain, dict), plain
     print("What each setting changes, by library:")
-    known = list(possible(args.only or [name for name in SETTINGS if name != "plain"], plain))
+    known = effects(args.only or [name for name in SETTINGS if name != "plain"], plain)
     if args.combined:
-        runs = {name: [s for s in members if s in known] for name, members in COMBINED.items()}
-        for name, members in runs.items():
-            print(f"  {name:18} = {' + '.join(members) or 'nothing left: dropped'}")
-        runs = {name: members for name, members in runs.items() if members}
+        runs = combined(known)
     else:
         runs = {name: [name] for name in (known if args.only else ["plain", *known])}
     paths = [path.resolve() for path in args.notebooks] or notebooks()
