@@ -31,7 +31,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh site serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -75,6 +75,10 @@ browser: site  ## build the website and open every page in Chromium
 
 versions:  ## test with the oldest supported packages, and with Colab's (NAME=oldest for one)
 	@"$$PYTHON" tools/versions.py $$NAME
+
+shake: .venv/installed  ## run the notebooks as other processors would; nothing printed may change
+	@echo "==> Running every notebook under every setting that this processor can run"
+	@$(BIN)/python tools/shake.py
 
 benchmark: .venv/installed  ## time fedlib and other simulators on the same work (45 minutes)
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"

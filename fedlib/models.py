@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,12 +66,32 @@ class LinearNet(BodyHead):
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
         with _seeded(seed):
             super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
-            nn.init.orthogonal_(self.body.weight)
+        rows = _orthonormal_rows(k, d, np.random.default_rng(seed % 2**64))
+        self.body.weight.data.copy_(torch.from_numpy(rows))
         nn.init.zeros_(self.head.weight)
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return one real response per input."""
         return super().forward(inputs).squeeze(-1)
+
+
+def _orthonormal_rows(k: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw k ≤ d orthonormal rows, uniformly among all, with the same bits on every machine.
+
+    A factorisation by LAPACK, and torch's Gaussians in float32, differ in last digits between
+    processors. Here every operation is one that IEEE 754 defines, and sums have an order.
+    """
+
+    def summed(terms: np.ndarray, axis: int) -> np.ndarray:
+        return terms.cumsum(axis).take(-1, axis)  # one term after the other, unlike terms.sum
+
+    rows = rng.standard_normal((k, d))
+    for i, row in enumerate(rows):
+        for _ in range(2 if i else 0):  # twice, against rounding
+            shares = summed(rows[:i] * row, axis=1)
+            row -= summed(rows[:i] * shares[:, None], axis=0)
+        row /= np.sqrt((row * row).cumsum()[-1])
+    return rows
 
 
 class MLP(BodyHead):
@@ -103,6 +124,7 @@ class MLP(BodyHead):
             for width_in, width_out in pairwise(widths):
                 layers += [nn.Linear(width_in, width_out), nn.ReLU()]
             super().__init__(nn.Sequential(*layers), nn.Linear(widths[-1], num_classes))
+        _start_uniformly(self, seed)
 
 
 class CNN(BodyHead):
@@ -160,6 +182,22 @@ class CNN(BodyHead):
                 nn.ReLU(),
             )
             super().__init__(body, nn.Linear(num_features, num_classes))
+        _start_uniformly(self, seed)
+
+
+def _start_uniformly(model: nn.Module, seed: int) -> None:
+    """Give linear layers and convolutions torch's default start, with the same bits everywhere.
+
+    Weights and biases are uniform in ±1/√(inputs of a unit). torch's draws in [0, 1) are the same
+    on every processor; how it scales them is not: some round once, some twice. NumPy rounds twice.
+    """
+    with _seeded(seed):
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                bound = np.float32(layer.weight[0].numel() ** -0.5)
+                for p in (layer.weight, layer.bias):
+                    drawn = torch.rand(p.shape).numpy() * (bound + bound) - bound
+                    p.data.copy_(torch.from_numpy(drawn))
 
 
 def _check_shape(name: str, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ def refresh(path: Path) -> None:
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],
         record_timing=False,
+        coalesce_streams=True,  # how often a kernel flushes is chance
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     keep_unchanged_pictures(old, notebook)
