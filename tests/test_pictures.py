@@ -115,6 +115,7 @@ SAME = {
     ],
     "the legend elsewhere, as in a near tie": lambda fig: fig.axes[0].legend(loc="lower left"),
     "a finer grid of pixels": lambda fig: fig.set_dpi(120),
+    "axes a little smaller, as wider labels make them": lambda fig: fig.subplots_adjust(left=0.13),
 }
 
 
@@ -132,6 +133,16 @@ def test_what_differs_between_machines_is_overlooked(change):
     before = png(fig)
     SAME[change](fig)
     assert pictures.difference(before, png(fig)) == ""
+
+
+def test_a_spike_between_the_points_of_a_long_curve_is_noticed():
+    fig = figure()
+    curve = fig.axes[0].lines[0]
+    before = png(fig)
+    y = curve.get_ydata().copy()
+    y[117] += 0.1
+    curve.set_ydata(y)
+    assert "line2d 200 points" in pictures.difference(before, png(fig))
 
 
 def test_the_difference_says_what_and_how_far():
