@@ -226,7 +226,7 @@ def test_nbval_compares_pictures(tmp_path):
     ]:
         assert f"{place}: the picture is not the stored one\n{how}" in run.stdout
     for new in re.findall(r"The new picture is (.*)\.$", run.stdout, re.MULTILINE):
-        assert Image.open(new).size[0] > 100
+        assert Image.open(io.BytesIO(Path(new).read_bytes())).size[0] > 100
         Path(new).unlink()
 
 
