@@ -4,16 +4,14 @@ python tools/refresh.py [NOTEBOOK ...]       # all of _toc.yml by default
 """
 
 import base64
-import io
 import sys
 import time
 from pathlib import Path
 
 import nbformat
-import numpy as np
+import pictures
 from nbclient import NotebookClient
 from notebooks import load, normalise, replace
-from PIL import Image
 from repository import ROOT, notebooks
 
 CLAIM = ROOT / "assets" / "claim.png"
@@ -26,17 +24,13 @@ def claim(intro: dict) -> bytes:
     return base64.b64decode(png)
 
 
-def pixels(png: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
-
-
 def keep_unchanged_pictures(old: dict, new: dict) -> None:
-    """Where a picture has the same pixels as before, keep its old bytes."""
+    """Where a picture draws the same as before, keep its old bytes."""
     before = {cell.get("id"): cell.get("outputs", []) for cell in old["cells"]}
     for cell in new["cells"]:
         for was, now in zip(before.get(cell["id"], []), cell.get("outputs", []), strict=False):
-            pair = [output.get("data", {}).get("image/png") for output in (was, now)]
-            if all(pair) and np.array_equal(*map(pixels, pair)):
+            pair = pictures.of([was, now])
+            if len(pair) == 2 and not pictures.difference(*pair):
                 now["data"]["image/png"] = was["data"]["image/png"]
 
 
@@ -49,7 +43,7 @@ def refresh(path: Path) -> None:
         notebook,
         timeout=600,
         kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=ERROR", f"--IPKernelApp.exec_lines={pictures.START}"],
         record_timing=False,
         coalesce_streams=True,  # how often a kernel flushes is chance
         resources={"metadata": {"path": str(path.parent)}},
