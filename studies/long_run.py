@@ -27,10 +27,10 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fedlib._checks import check_in
 from fedlib.clients import ClientData
 from fedlib.evaluate import evaluate
 from fedlib.experiments import cifar, fine_tuning, study
@@ -75,6 +76,9 @@ HEAD_LRS = [0.0002, 0.0005, 0.001, 0.002, 0.005, *study.HEAD_LRS]
 ALL_LRS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
 STRENGTHS = fine_tuning.STRENGTHS[:-2]
 """The probe's ``C``: the weight of the data against the penalty."""
+
+NEW_CLIENTS, FEW_CLIENTS = 10, 5
+"""New clients of each kind; and those that fine-tune all layers."""
 
 WIDTH, COMPILED, NEVER = cifar.WIDTH, "compiled", 10**9
 DECAY, HEAD_STEPS = 0.002, 5
@@ -266,73 +270,100 @@ def noisy(clients: ClientData, run: Run) -> ClientData:
     return ClientData(clients.inputs, targets, clients.sizes)
 
 
+Rounds = tuple[Callable[..., tuple[Params, float]], Callable[[Params], Params]]
+"""A round, and the state before the first one: the ``play`` and ``start`` of ``run_rounds``."""
+
+
 def train(run: Run, steps: int, clients: ClientData, model: nn.Module, checkpoint: Path) -> Params:
     """Carry a run on to so many gradient steps; return parameters, and clients' own, if any.
 
     Raises:
         FloatingPointError: if it diverges.
+        ValueError: if the variant is unknown.
     """
-    tau, lr, variant = run.local_steps, run.client_lr, run.variant
-    names = list(params_of(model))
-    if variant == "untrained":
+    if run.variant == "untrained":
         return params_of(model)
-    per_round = {"own_heads": 2, "kept_cohort": 50}.get(variant, tau)  # the head's steps count
+    tau, per_round = run.local_steps, STEPS_PER_ROUND.get(run.variant, run.local_steps)
     config = FedAvgConfig(
         num_rounds=steps // per_round,
         local_steps=tau,
         cohort_size=COHORT_SIZE,
         batch_size=BATCH_SIZE,
-        client_lr=lr,
+        client_lr=run.client_lr,
     )
+    strategy = "merged" if tau == 1 else COMPILED
     how = dict(seed=run.seed, checkpoint=checkpoint, progress=False, eval_every=NEVER)
-    strategy = "auto" if tau == 1 else COMPILED
+    match run.variant:
+        case "own_heads" | "fedrep":
+            head_steps = 1 if run.variant == "own_heads" else HEAD_STEPS
+            config = replace(config, local_steps=per_round - head_steps)
+            how |= dict(head_steps=head_steps, strategy=COMPILED)
+            params, _, personal = run_fedrep(model, clients, config, **how)
+            heads = [name for name in params if name.startswith("head.")]
+            return params | {f"own.{n}": torch.stack([each[n] for each in personal]) for n in heads}
+        case "weight_decay":  # clients merge for plain SGD only
+            how |= dict(step=decaying(DECAY), strategy=COMPILED)
+            return run_fedavg(model, clients, config, **how).params
+        case "augmented" | "kept_cohort" | "cooled":
+            play, start = ROUNDS[run.variant](model, clients, config, strategy)
+            how |= dict(metrics=None, step=sgd, strategy=strategy, variant=run.variant)
+            state, _ = run_rounds(play, model, clients, config, start=start, **how)
+            return {name: state[name] for name in params_of(model)}
+        case _:
+            check_in("variant", run.variant, ["plain", "noisy"])
+            return run_fedavg(model, clients, config, strategy=strategy, **how).params
 
-    def play_augmented(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        cohort, batches = draw_round(clients, config, rng=rng, local_steps=tau)
+
+def augmented(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
+    """Return FedAvg's round on images that are flipped and shifted anew whenever they are drawn."""
+
+    def play(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
+        cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
         starts = clients.starts[cohort]
         rows = np.concatenate([s + b.ravel() for s, b in zip(starts, batches, strict=True)])
-        images = augment(clients.inputs[rows], rng)
-        drawn = ClientData(images, clients.targets[rows], np.array([b.size for b in batches]))
+        sizes = np.array([b.size for b in batches])
+        drawn = ClientData(augment(clients.inputs[rows], rng), clients.targets[rows], sizes)
         order = [np.arange(b.size).reshape(b.shape) for b in batches]
-        merged = "merged" if tau == 1 else strategy
-        places = np.arange(len(cohort))
-        return train_round(model, params, drawn, places, order, config, step=sgd, strategy=merged)
+        how = dict(step=sgd, strategy=strategy)
+        return train_round(model, params, drawn, np.arange(len(cohort)), order, config, **how)
 
-    def play_kept(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        cohort, batches = draw_round(clients, config, rng=rng, local_steps=per_round)
-        losses = []
-        for t in range(per_round):
+    return play, dict
+
+
+def kept_cohort(
+    model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str
+) -> Rounds:
+    """Return a round of FedAvg's with its cohort and batches, but averaged after every step."""
+
+    def play(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
+        cohort, batches = draw_round(clients, config, rng=rng, local_steps=KEPT_STEPS)
+        how, losses = dict(step=sgd, strategy=strategy), []
+        for t in range(KEPT_STEPS):
             now = [rows[t : t + 1] for rows in batches]
-            params, loss = train_round(
-                model, params, clients, cohort, now, config, step=sgd, strategy="merged"
-            )
+            params, loss = train_round(model, params, clients, cohort, now, config, **how)
             losses.append(loss)
         return params, float(np.mean(losses))
 
-    def play_cooled(state: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        done = state["round"] / (POINTS[-1] // tau)
-        now = replace(config, client_lr=lr * (1 - float(done)))
-        params = {name: state[name] for name in names}
+    return play, dict
+
+
+def cooled(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
+    """Return FedAvg's round with a step size that falls in a line, to zero at the last point."""
+    last = POINTS[-1] // config.local_steps
+
+    def play(state: Params, rng: np.random.Generator) -> tuple[Params, float]:
+        params, done = {n: p for n, p in state.items() if n != "round"}, float(state["round"])
+        now = replace(config, client_lr=config.client_lr * (1 - done / last))
         params, loss = run_round(model, params, clients, now, rng=rng, strategy=strategy)
         return params | {"round": state["round"] + 1}, loss
 
-    if variant in ("own_heads", "fedrep"):
-        head_steps = 1 if variant == "own_heads" else HEAD_STEPS
-        config = replace(config, local_steps=per_round - head_steps)
-        result = run_fedrep(model, clients, config, head_steps=head_steps, strategy=COMPILED, **how)
-        heads = [name for name in names if name.startswith("head.")]
-        own = {f"own.{n}": torch.stack([each[n] for each in result.personal]) for n in heads}
-        return result.params | own
-    if variant == "weight_decay":
-        apart = dict(step=decaying(DECAY), strategy=COMPILED)  # a rule other than SGD never merges
-        return run_fedavg(model, clients, config, **apart, **how).params
-    plays = {"augmented": play_augmented, "kept_cohort": play_kept, "cooled": play_cooled}
-    if variant in plays:
-        start = (lambda p: p | {"round": torch.zeros(())}) if variant == "cooled" else dict
-        how |= dict(metrics=None, step=sgd, strategy=strategy, start=start, variant=variant)
-        state, _ = run_rounds(plays[variant], model, clients, config, **how)
-        return {name: state[name] for name in names}
-    return run_fedavg(model, clients, config, strategy=strategy, **how).params
+    return play, lambda params: params | {"round": torch.zeros(())}
+
+
+ROUNDS = {"augmented": augmented, "kept_cohort": kept_cohort, "cooled": cooled}
+KEPT_STEPS = 50
+STEPS_PER_ROUND = {"own_heads": 2, "kept_cohort": KEPT_STEPS}
+"""Gradient steps per round, where they are not the local steps; those on the head count."""
 
 
 def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -361,10 +392,13 @@ def decaying(rate: float) -> LocalStep:
 # ------------------------------------------------------------------------------------ scoring
 
 
-@cache
+@lru_cache(maxsize=1)
 def tasks_of(seed: int) -> dict[str, Task]:
     """Return new clients of each kind, with the images that they may learn from."""
-    return {k: cifar.new_clients(k, seed).with_budget(BUDGET) for k in ("validation", *KINDS)}
+    return {
+        kind: cifar.new_clients(kind, seed, num_clients=NEW_CLIENTS).with_budget(BUDGET)
+        for kind in ("validation", *KINDS)
+    }
 
 
 def score(run: Run, steps: int, state: Params, clients: ClientData, model: nn.Module) -> dict:
@@ -388,10 +422,10 @@ def score(run: Run, steps: int, state: Params, clients: ClientData, model: nn.Mo
 
 
 def fine_tuned(params: Params, tasks: dict[str, Task], seed: int) -> dict:
-    """Fine-tune all layers of five clients: all step sizes on validation clients, then the best."""
+    """Fine-tune all layers of few clients: all step sizes on validation clients, then the best."""
 
     def tried(kind: str, lrs: list[float]) -> list[float | None]:
-        few = tasks[kind].of_first(5)
+        few = tasks[kind].of_first(FEW_CLIENTS)
         scores = cifar.adapt_all(params, few, {BUDGET: lrs}, seed, width=WIDTH)[BUDGET]
         return [rounded_mean(scores[lr]) for lr in lrs]
 

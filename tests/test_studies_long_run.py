@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import time
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ PRIVATE, SHARED = Federation("private", 5), Federation("shared", 5)
 LINES = ("train_seconds", "score_seconds", "wall_seconds", "commit")
 
 
+@cache
 def images(name, split):
     """Tiny random images, each like no other, in place of CIFAR's."""
     num_classes, size = int(name.removeprefix("cifar")), 50_000 if split == "train" else 10_000
@@ -34,6 +36,8 @@ SMALL = [
     (cifar, "HEAD", dict(steps=3, batch_size=50)),
     (cifar, "ALL", dict(steps=3, batch_size=10, strategy="stacked")),
     (study, "WIDTH", 2),
+    (study, "NEW_CLIENTS", 2),
+    (study, "FEW_CLIENTS", 2),
     (study, "COMPILED", "stacked"),
     (study, "POINTS", [50, 100, 150]),
     (study, "ALL_POINTS", (100,)),
@@ -235,6 +239,15 @@ def test_spoilt_labels_are_the_clients_own_and_as_many_as_private_orders_hide():
     assert torch.equal(study.clients_of(run).targets, spoilt.targets)
 
 
+@pytest.mark.slow
+def test_every_control_is_known_and_others_are_refused(tmp_path):
+    for variant, regime, tau in study.CONTROLS:
+        params, _, _ = trained(tmp_path, variant, tau=tau, federation=Federation(regime, 5))
+        assert all(p.isfinite().all() for p in params.values())
+    with pytest.raises(ValueError, match="Invalid variant='cold'"):
+        trained(tmp_path, "cold")
+
+
 # --- The scores -------------------------------------------------------------------------------
 
 
@@ -300,6 +313,7 @@ def worker(folder):
     study.work(folder, 150, RUNS)
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_stopped_goes_on_to_the_same_rows(tmp_path):
     folder, file = tmp_path / "stopped", tmp_path / "stopped" / RUNS[1].name
     context = multiprocessing.get_context("spawn")
