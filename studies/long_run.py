@@ -74,7 +74,7 @@ EARLY = {1: 0.1, 10: 0.1, 50: 0.05}
 HORIZONS = (8000, 32000)
 HEAD_LRS = [0.0002, 0.0005, 0.001, 0.002, 0.005, *study.HEAD_LRS]
 ALL_LRS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1]
-STRENGTHS = fine_tuning.STRENGTHS[:-2]
+STRENGTHS = [0.001, 0.01, 0.03, 0.1, 0.3]
 """The probe's ``C``: the weight of the data against the penalty."""
 
 NEW_CLIENTS, FEW_CLIENTS = 10, 5
@@ -626,16 +626,13 @@ def work(folder: Path, until: int, runs: Collection[Run] | None = None) -> list[
 def status(folder: Path, until: int) -> str:
     """Return the queue as text, a line per run, and how long what is left may take."""
     rows = all_rows(folder)
-    spent = {}
+    per_step, per_point = {}, np.mean([row["score_seconds"] for row in rows] or [0.0])
     for row in rows:
-        key = row["variant"], row["local_steps"]
         before = max([p for p in [0, *POINTS] if p < row["steps"]], default=0)
-        seconds, steps = spent.get(key, (0.0, 0))
-        spent[key] = (
-            seconds + row["train_seconds"] + row["score_seconds"],
-            steps + (row["steps"] - before),
+        per_step.setdefault((row["variant"], row["local_steps"]), []).append(
+            row["train_seconds"] / max(1, row["steps"] - before)
         )
-    usual = sum(s for s, _ in spent.values()) / max(1, sum(n for _, n in spent.values()))
+    usual = max([np.median(each) for each in per_step.values()], default=0.0)
     lines, counts, seconds = [], {"done": 0, "running": 0, "begun": 0, "to do": 0}, 0.0
     for run in plan(rows):
         own = rows_of(run, folder)
@@ -646,8 +643,9 @@ def status(folder: Path, until: int) -> str:
                 state = state if free else "running"
         reached = max([row["steps"] for row in own], default=0)
         if missing:
-            total, steps = spent.get((run.variant, run.local_steps), (usual, 1))
-            seconds += total / max(1, steps) * (missing[-1] - reached)
+            each = per_step.get((run.variant, run.local_steps))
+            step = np.median(each) if each else usual
+            seconds += step * (missing[-1] - reached) + per_point * len(missing)
         counts[state] += 1
         ended = "diverged" if any("diverged" in row for row in own) else f"{reached:>6}"
         lines.append(f"{state:>8} {ended} {run.name}")
