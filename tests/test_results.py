@@ -23,7 +23,8 @@ def test_provenance_is_complete(path):
     record = fl.load_result(path.stem)["provenance"]
     assert set(record) - {"compute_seconds"} == set(store.PROVENANCE)
     timed = path.stem == "benchmarks"  # on one draw of the work; its spread is that of the clock
-    command = "python -m benchmarks" if timed else f"python -m fedlib.experiments {path.stem}"
+    commands = {"benchmarks": "python -m benchmarks", "long_run": "python -m studies long_run"}
+    command = commands.get(path.stem, f"python -m fedlib.experiments {path.stem}")
     assert record["command"].startswith(command)
     assert "dirty" not in record["commit"]
     assert "unknown" not in record["commit"]

@@ -19,6 +19,7 @@ __all__ = [
     "new_clients",
     "training_clients",
     "training_task",
+    "try_step_sizes",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -285,7 +286,7 @@ def adapt_heads(
     """
     head = CNN(SHAPE, WAYS, width=width, seed=seed).head
     task = Task(*(featured(params, half, width=width) for half in task))
-    return _try(head, params_of(head), task, lrs, seed, HEAD)
+    return try_step_sizes(head, params_of(head), task, lrs, seed, HEAD)
 
 
 def adapt_all(
@@ -299,10 +300,10 @@ def adapt_all(
 ) -> Scores:
     """Fine-tune all layers, from a trained body and a fresh head; as ``adapt_heads``."""
     model = CNN(SHAPE, WAYS, width=width, seed=seed)
-    return _try(model, with_body(model, params), task, lrs, seed, ALL | more)
+    return try_step_sizes(model, with_body(model, params), task, lrs, seed, ALL | more)
 
 
-def _try(
+def try_step_sizes(
     model: nn.Module,
     start: Params,
     task: Task,
@@ -310,6 +311,7 @@ def _try(
     seed: int,
     how: dict,
 ) -> Scores:
+    """Fine-tune a model on a task with each step size; ``how`` is the rest of ``fine_tune``'s."""
     scores = {}
     for budget, tried in lrs.items():
         smaller, scores[budget] = task.with_budget(budget), {}

@@ -6,6 +6,7 @@ __all__ = [
     "commit_of",
     "compute_seconds",
     "digest",
+    "entries",
     "load_result",
     "provenance",
     "run_units",
@@ -167,7 +168,7 @@ def run_units(
         Exception: the first that a unit raised; what ran beside it is finished and kept.
     """
     name = function.__name__
-    done = {_key(entry["function"], entry["unit"]): entry["result"] for entry in _entries(cache)}
+    done = {_key(entry["function"], entry["unit"]): entry["result"] for entry in entries(cache)}
     torn = cache.exists() and not f"\n{cache.read_text()}".endswith("\n")
     missing = [unit for unit in units if _key(name, unit) not in done]
     if missing:
@@ -233,10 +234,11 @@ def _call(function: Callable[..., dict], unit: dict, planned: str) -> tuple[dict
 
 def compute_seconds(cache: Path) -> int:
     """Return the processor time of all units in a cache, in seconds, over all sessions."""
-    return round(sum(entry["seconds"] for entry in _entries(cache)))
+    return round(sum(entry["seconds"] for entry in entries(cache)))
 
 
-def _entries(cache: Path) -> Iterable[dict]:
+def entries(cache: Path) -> Iterable[dict]:
+    """Yield what is on the lines of a file; none if there is no file."""
     for line in cache.read_text().splitlines() if cache.exists() else ():
         try:
             yield json.loads(line)
