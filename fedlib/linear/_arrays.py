@@ -21,7 +21,8 @@ __all__ = [
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -134,6 +135,14 @@ def check_memory(name: str, value: object, numbers: int, remedy: str) -> None:
         refuse(name, value, f"its arrays take {giga}; memory is {memory / 1e9:,.0f} GB", remedy)
 
 
-def watched(count: int, what: str, *, progress: bool = True) -> Iterable[int]:
+def watched(count: int, what: str, *, progress: bool = True) -> Iterator[int]:
     """Count up to ``count``; after a minute, a bar shows how far it has come."""
-    return tqdm(range(count), desc=what, delay=60, leave=False, disable=not progress)
+    start, bar = time.monotonic(), None
+    for i in range(count):
+        if progress and bar is None and time.monotonic() - start > 60:  # a notebook stores any bar
+            bar = tqdm(total=count, initial=i, desc=what, leave=False)
+        yield i
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
