@@ -19,12 +19,20 @@ QUIET = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
 
 # source below node_modules -> destination below assets/vendor
 FILES = {
-    "mathjax/es5/tex-chtml.js": "mathjax/tex-chtml.js",
-    "mathjax/es5/input/tex/extensions": "mathjax/input/tex/extensions",
+    # Parts of MathJax; _config.yml says which of them pages load.
+    **{
+        f"mathjax/es5/{part}.js": f"mathjax/{part}.js"
+        for part in (
+            *("startup", "core", "input/tex-base", "output/chtml", "output/chtml/fonts/tex"),
+            *("a11y/assistive-mml", "input/tex/extensions/ams", "input/tex/extensions/newcommand"),
+        )
+    },
     "mathjax/es5/output/chtml/fonts/woff-v2": "mathjax/output/chtml/fonts/woff-v2",
     "mathjax/LICENSE": "mathjax/LICENSE",
     "requirejs/require.js": "requirejs/require.js",
     "@jupyter-widgets/html-manager/dist/embed-amd.js": "widgets/embed-amd.js",
+    # For tests alone; _config.yml keeps it out of the site.
+    "axe-core/axe.min.js": "tests/axe.min.js",
 }
 
 
