@@ -65,7 +65,7 @@
   const boxes = "article :is(pre, .math > mjx-container, .pst-scrollable-table-container, div.output.text_html)";
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
-      const scrolls = box.scrollWidth > box.clientWidth + 1;
+      const scrolls = box.scrollWidth > box.clientWidth + 2;  // not a slanted letter's tip
       if (scrolls === box.hasAttribute("tabindex")) continue;
       const what = box.matches("pre") ? "Text" : box.matches("mjx-container") ? "Formula" : "Table";
       if (scrolls) {

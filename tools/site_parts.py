@@ -8,6 +8,7 @@ and nothing that points to the repository's address while that is still the plac
 import json
 import posixpath
 import re
+import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -262,10 +263,9 @@ def finish_site(app, error):
     lost = app.builder.templates.render("404.html", context)
     (out / "404.html").write_text(lost, encoding="utf-8")
 
-    for unused in ("_static/vendor/fontawesome", "_static/scripts", "_static/styles"):
-        for path in (out / unused).rglob("*"):
-            if path.is_file() and (path.suffix == ".map" or "fontawesome" in path.parts):
-                path.unlink()
+    shutil.rmtree(out / "_static/vendor/fontawesome", ignore_errors=True)
+    for source_map in (out / "_static").glob("s*/*.map"):
+        source_map.unlink()
 
 
 def prepare(app):
