@@ -105,7 +105,9 @@ class StatementIndex(Index):
         env, groups = self.domain.env, {}
         for kind, title, page, anchor in statements(env):
             chapter = ".".join(map(str, env.toc_secnumbers.get(page, {}).get("", ())))
-            chapter = f"{chapter}. {plain(env.titles[page])}" if chapter else plain(env.titles[page])
+            chapter = (
+                f"{chapter}. {plain(env.titles[page])}" if chapter else plain(env.titles[page])
+            )
             entry = IndexEntry(title, 0, page, anchor, "", "", kind)
             groups.setdefault((page, chapter), []).append(entry)
         return list(groups.items()), False
@@ -125,7 +127,7 @@ def pointing_nowhere(app) -> bool:
 
 
 def mend(app, doctree, page):
-    """Give statements a permanent link and every element its own id; drop links that cannot work."""
+    """Permanent links for statements, an id once only, and no link that cannot work."""
     if app.builder.format != "html":
         return
     for node in doctree.findall(nodes.Element):
@@ -133,7 +135,9 @@ def mend(app, doctree, page):
             node["ids"] = [name for name in node["ids"] if name not in REPEATED_IDS]
         if isinstance(node, (*STATEMENTS, exercise_enumerable_node)):
             kind = node.get("realtype", "exercise")
-            link = f'<a class="headerlink" href="#{node["ids"][0]}" title="Link to this {kind}">#</a>'
+            link = (
+                f'<a class="headerlink" href="#{node["ids"][0]}" title="Link to this {kind}">#</a>'
+            )
             node[0] += nodes.raw("", link, format="html")
     if pointing_nowhere(app):
         for link in list(doctree.findall(nodes.reference)):
@@ -178,6 +182,7 @@ def finish_page(app, page, template, context, doctree):
     """Fill in what our layout.html prints."""
     context["metatags"] = ""  # docutils' second viewport
     title = re.sub(r"<[^>]+>", "", context.get("title", ""))
+    context["base"] = app.config.html_baseurl
     context["description"] = description(doctree) if doctree else ""
     context["margins"] = {
         "top-left": css_string(app.config.html_title or app.config.project),
@@ -197,7 +202,11 @@ def finish_page(app, page, template, context, doctree):
             and PLACEHOLDER not in button.get("url", "")
         ]
     if "body" in context:
-        context["body"] = size_images(app, context["body"])
+        # docutils calls the bibliography a list whose children are no list items.
+        body = re.sub(
+            r' role="(list(?=" class="citation-list)|doc-biblioentry)"', "", context["body"]
+        )
+        context["body"] = size_images(app, body)
 
 
 def size_images(app, body: str) -> str:
@@ -276,9 +285,7 @@ def setup(app):
     pybtex.plugin.register_plugin("pybtex.style.labels", "author_year", AuthorYearLabels)
     pybtex.plugin.register_plugin("pybtex.style.formatting", "book", BookStyle)
     ProofDomain.indices = [StatementIndex]
-    ProofDomain.object_types = {
-        kind: ObjType(kind, "ref") for kind in (*NODE_TYPES, "exercise")
-    }
+    ProofDomain.object_types = {kind: ObjType(kind, "ref") for kind in (*NODE_TYPES, "exercise")}
     ProofDomain.get_objects = objects
     app.add_config_value("text_licence", "", "html")
     app.config.templates_path.append(str(TEMPLATES))
