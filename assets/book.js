@@ -44,25 +44,29 @@
     card.style.visibility = "visible";
   };
 
-  let wanted;
+  let wanted;  // the link that the pointer is on, or the one that has the focus
   const consider = (element, delay) => {
     if (card?.contains(element)) return clearTimeout(timer);
-    const link = element.closest?.("article a[href*='#']:not(.headerlink)");
-    if (link === wanted && link) return clearTimeout(timer), card ? undefined : later(link, delay);
+    const link = element.closest?.("article a[href*='#']:not(.headerlink)") ?? undefined;
+    if (!link && wanted && wanted === document.activeElement) return;  // the keyboard's stays
+    if (link && link === wanted && card) return clearTimeout(timer);
     wanted = link;
     clearTimeout(timer);
-    link ? later(link, delay) : timer = setTimeout(hide, 200);
+    timer = link ? setTimeout(show, delay, link) : setTimeout(hide, 200);
   };
-  const later = (link, delay) => timer = setTimeout(show, delay, link);
+  const leave = () => (wanted = undefined, hide());
 
   document.addEventListener("pointerover", (event) => event.pointerType === "mouse" && consider(event.target, 300));
   document.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && consider(target, 0));
-  document.addEventListener("focusout", hide);
-  document.addEventListener("scroll", hide, { passive: true });
-  document.addEventListener("keydown", (event) => event.key === "Escape" && (wanted = undefined, hide()));
+  document.addEventListener("focusout", leave);
+  // A link that gets the focus may scroll into view: its preview comes along.
+  const follow = () => shownFor && (shownFor === document.activeElement ? place(shownFor) : hide());
+  document.addEventListener("scroll", follow, { passive: true });
+  document.addEventListener("keydown", (event) => event.key === "Escape" && leave());
 
   // ---- What scrolls sideways can be reached with the keyboard; what fits is no tab stop ----
-  const boxes = "article :is(pre, .math > mjx-container, .pst-scrollable-table-container, div.output.text_html)";
+  // (A formula in a table scrolls with the table.)
+  const boxes = "article :is(pre, .math > mjx-container:not(td *), .pst-scrollable-table-container, div.output.text_html)";
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
       const scrolls = box.scrollWidth > box.clientWidth + 2;  // not a slanted letter's tip

@@ -100,7 +100,7 @@ INSPECT = r"""
         if (/auto|scroll/.test(style(e).overflowX)) return true;
       return false;
     };
-    for (const element of article.querySelectorAll("*")) {
+    for (const element of article.querySelectorAll("*:not(mjx-assistive-mml *)")) {
       const box = element.getBoundingClientRect();
       if (box.width && box.right > clientWidth + 1 && !scrolls(element)) {
         faults.push(`overflow: <${element.localName}> is cut off: ${shown(element.textContent)}`);

@@ -193,7 +193,8 @@ def finish_page(app, page, template, context, doctree):
         source = Path(app.env.doc2path(page)).relative_to(app.srcdir).as_posix()
         day = app.site_dates.get(source)
         if day:
-            context["last_updated"] = f"{date.fromisoformat(day):%-d %B %Y}"
+            changed = date.fromisoformat(day)
+            context["last_updated"] = f"{changed.day} {changed:%B %Y}"
     if pointing_nowhere(app):
         context["header_buttons"] = [
             button
