@@ -10,13 +10,12 @@ import pytest
 import site_check
 from bs4 import BeautifulSoup
 from chapters import Chapter, images
-from repository import ROOT, config, notebooks, pages
+from repository import PLACEHOLDER, ROOT, config, notebooks, pages
 
 SITE = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("FEDLIB_REQUIRE_BROWSER") == "1"
 SCHEMES = ["light", "dark"]
 AXE = ROOT / "assets" / "vendor" / "tests" / "axe.min.js"
-PLACEHOLDER = "OWNER/REPOSITORY"
 STATEMENT = "div.proof.admonition[id], div.exercise.admonition[id]"
 
 

@@ -19,6 +19,7 @@ from docutils import nodes
 from prf_links import number
 from pybtex.style.formatting.alpha import Style as AlphaStyle
 from pybtex.style.labels import BaseLabelStyle
+from repository import PLACEHOLDER
 from sphinx.domains import Index, IndexEntry, ObjType
 from sphinx.util.images import get_image_size
 from sphinx_exercise.nodes import exercise_enumerable_node
@@ -26,7 +27,6 @@ from sphinx_proof.domain import ProofDomain
 from sphinx_proof.nodes import NODE_TYPES
 
 TEMPLATES = Path(__file__).parent / "templates"
-PLACEHOLDER = "OWNER/REPOSITORY"
 STATEMENTS = tuple(NODE_TYPES.values())
 # sphinx-proof and sphinx-exercise give these to every statement, so that no page is valid HTML.
 REPEATED_IDS = {"proof-content", "exercise-content", "solution-content", "proof"}
