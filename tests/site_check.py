@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gzip
 import http.server
 import re
 import threading
@@ -21,6 +22,35 @@ FLAGS = [
     "--disable-sync",
 ]
 WIDTHS = {"desktop": 1280, "phone": 375}
+# The most that a first view may ask for, in kB as a server would compress them.
+SCRIPT_LIMIT, PAGE_LIMIT = 300, 700
+COMPRESSED = {".png", ".jpg", ".gif", ".woff", ".woff2"}
+
+# Until formulas and fonts are there: a font that is on its way when the next page is opened counts
+# as failed.
+SETTLE = """
+async () => {
+  await window.MathJax?.startup?.promise;
+  await document.fonts.ready;
+  await new Promise((done) => setTimeout(done, 100));
+}
+"""
+# Pictures further down load late; here, all of them.
+LOAD_PICTURES = """
+async () => {
+  for (const image of document.images) image.loading = "eager";
+  await Promise.all([...document.images].map((image) => image.decode().catch(() => {})));
+}
+"""
+AXE = """
+async () => {
+  const options = { resultTypes: ["violations"], preload: false };
+  const { violations } = await axe.run({ exclude: ["mjx-container"] }, options);
+  const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+  return grave.map(
+    ({ id, nodes }) => `axe: ${id}, ${nodes.length} times, first ${nodes[0].target.join(" ")}`);
+}
+"""
 
 # Runs inside the page; returns a list of sentences.
 INSPECT = r"""
@@ -47,15 +77,29 @@ INSPECT = r"""
     if (image.complete && !image.naturalWidth) faults.push(`broken image: ${name}`);
   }
 
+  const style = (element) => getComputedStyle(element);
+  for (const formula of document.querySelectorAll("mjx-container")) {
+    if (formula.scrollWidth > formula.clientWidth + 2) continue;
+    const said = shown(formula.textContent);
+    if (style(formula).display !== "inline" && formula.offsetHeight - formula.clientHeight > 3)
+      faults.push(`scroll bar: under a formula that fits: ${said}`);
+    if (formula.tabIndex >= 0) faults.push(`tab stop: a formula that fits: ${said}`);
+  }
+  for (const box of article.querySelectorAll("*")) {
+    const wide = box.scrollWidth > box.clientWidth + 2;
+    if (wide && /auto|scroll/.test(style(box).overflowX) && box.tabIndex < 0)
+      faults.push(`no key: <${box.localName}> scrolls by mouse alone: ${shown(box.textContent)}`);
+  }
+
   if (phone) {
     const { scrollWidth, clientWidth } = document.documentElement;
     if (scrollWidth > clientWidth) faults.push(`overflow: page is ${scrollWidth} px wide`);
     const scrolls = (element) => {
       for (let e = element; e && e !== document.body; e = e.parentElement)
-        if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return true;
+        if (/auto|scroll/.test(style(e).overflowX)) return true;
       return false;
     };
-    for (const element of article.querySelectorAll("*")) {
+    for (const element of article.querySelectorAll("*:not(mjx-assistive-mml *)")) {
       const box = element.getBoundingClientRect();
       if (box.width && box.right > clientWidth + 1 && !scrolls(element)) {
         faults.push(`overflow: <${element.localName}> is cut off: ${shown(element.textContent)}`);
@@ -72,7 +116,10 @@ INSPECT = r"""
 def launched():
     """A running headless Chromium."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        # With scroll bars, as most desktops show them.
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=FLAGS, ignore_default_args=["--hide-scrollbars"]
+        )
         yield browser
         browser.close()
 
@@ -115,11 +162,36 @@ def broken_links(page: Page, folder: Path, address: str) -> list[str]:
     return faults
 
 
+@functools.cache
+def _kilobytes(path: Path) -> float:
+    """Size of a file on its way to a reader."""
+    content = path.read_bytes() if path.is_file() else b""
+    return len(content if path.suffix in COMPRESSED else gzip.compress(content, 6)) / 1000
+
+
+def heavy(requested: set[Path]) -> list[str]:
+    """What one view of a page loads, if that is too much."""
+    script = sum(_kilobytes(path) for path in requested if path.suffix == ".js")
+    whole = sum(_kilobytes(path) for path in requested)
+    faults = [f"heavy: {script:.0f} kB of script"] if script > SCRIPT_LIMIT else []
+    return faults + ([f"heavy: {whole:.0f} kB in all"] if whole > PAGE_LIMIT else [])
+
+
 def faults(
-    browser: Browser, folder: Path, address: str, names: list[str], *, width: int, scheme: str
+    browser: Browser,
+    folder: Path,
+    address: str,
+    names: list[str],
+    *,
+    width: int,
+    scheme: str,
+    axe: str = "",
 ) -> list[str]:
-    """Open pages of the site `folder`, served at `address`; list what is wrong, page by page."""
-    found = []
+    """Open pages of the site `folder`, served at `address`; list what is wrong, page by page.
+
+    `axe` is the text of axe-core's script; without it, accessibility is not checked.
+    """
+    found, requested = [], set()
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, service_workers="block"
     )
@@ -129,6 +201,8 @@ def faults(
         found.append(f"{name}: {fault}")
 
     def admit(route):
+        path = unquote(urlsplit(route.request.url).path).lstrip("/")
+        requested.add(folder / path)
         if route.request.url.startswith((address, "data:", "blob:")):
             route.continue_()
         else:
@@ -140,12 +214,17 @@ def faults(
     page.on("pageerror", lambda error: report(f"page error: {error}"))
     page.on("requestfailed", lambda request: report(f"failed request: {request.url[:100]}"))
     for name in names:
+        requested.clear()
         page.goto(address + name, wait_until="networkidle")
-        # Fonts, too: one that is on its way when the next page is opened counts as failed.
-        page.evaluate(
-            "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready }"
-        )
-        for fault in page.evaluate(INSPECT, width < 700) + broken_links(page, folder, address):
+        page.wait_for_load_state("load")
+        page.evaluate(SETTLE)
+        inside = heavy(requested)
+        page.evaluate(LOAD_PICTURES)
+        inside += page.evaluate(INSPECT, width < 700) + broken_links(page, folder, address)
+        if axe:
+            page.evaluate(axe)
+            inside += page.evaluate(AXE)
+        for fault in inside:
             report(fault)
     context.close()
     return found

@@ -1,6 +1,8 @@
 """The built website: every page, wide and narrow, light and dark, in a real browser."""
 
+import json
 import os
+import random
 import re
 from pathlib import Path
 
@@ -9,16 +11,27 @@ import site_check
 from browser import MISSING
 from bs4 import BeautifulSoup
 from chapters import Chapter, images
-from repository import ROOT, notebooks, pages
+from repository import PLACEHOLDER, ROOT, config, notebooks, pages
 
 SITE = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("FEDLIB_REQUIRE_BROWSER") == "1"
 SCHEMES = ["light", "dark"]
+AXE = ROOT / "assets" / "vendor" / "tests" / "axe.min.js"
+STATEMENT = "div.proof.admonition[id], div.exercise.admonition[id]"
 
 
 def built_pages() -> list[str]:
     found = [path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")]
     return sorted(name for name in found if not name.startswith(("_static", "_sources")))
+
+
+def written_pages() -> list[str]:
+    """The pages with a source, as built."""
+    return [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in pages()]
+
+
+def parsed(name: str) -> BeautifulSoup:
+    return BeautifulSoup((SITE / name).read_text(encoding="utf-8"), "html.parser")
 
 
 def unavailable(reason: str) -> None:
@@ -82,20 +95,202 @@ def test_what_others_made_travels_with_its_licence(site):
         assert len((static / named).read_text(encoding="utf-8")) > 500, named
 
 
+def test_every_page_says_what_it_is(site):
+    described = {}
+    for name in written_pages():
+        head = parsed(name).head
+
+        def content(**attributes):
+            return head.find("meta", attrs=attributes)["content"]  # noqa: B023
+
+        assert len(head.find_all("meta", attrs={"name": "viewport"})) == 1, name
+        assert 40 <= len(content(name="description")) <= 201, name
+        assert "\\" not in content(name="description"), name
+        assert content(property="og:description") == content(name="description")
+        assert content(property="og:url").endswith(name)
+        assert content(property="og:image").endswith("/_static/claim.png")
+        assert content(property="og:title") in head.title.text
+        assert {"icon", "canonical"} <= {rel for link in head("link") for rel in link["rel"]}, name
+        described.setdefault(content(name="description"), []).append(name)
+    assert all(len(names) == 1 for names in described.values()), described
+
+
+def test_site_map_lists_every_page_below_the_one_address(site):
+    base = config()["html"]["baseurl"]
+    listed = re.findall("<loc>(.*)</loc>", (site / "sitemap.xml").read_text())
+    assert listed == [base + name for name in written_pages()]
+    assert f"Sitemap: {base}sitemap.xml" in (site / "robots.txt").read_text()
+    assert "no such page" in (site / "404.html").read_text()
+
+
+def test_no_page_links_to_the_placeholder(site):
+    for name in built_pages():
+        links = [link["href"] for link in parsed(name).find_all("a", href=True)]
+        assert not [link for link in links if PLACEHOLDER in link], name
+
+
+def test_nothing_unused_is_served(site):
+    served = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    unused = ("fontawesome", "axe", "package", ".map")
+    assert not [name for name in served if any(word in name for word in unused)]
+
+
+def test_ids_are_unique_on_every_page(site):
+    for name in built_pages():
+        # The theme's own page for searching has two fields of one name.
+        ids = [element["id"] for element in parsed(name).select("[id]:not(#search-input)")]
+        assert len(ids) == len(set(ids)), (name, {id for id in ids if ids.count(id) > 1})
+
+
+def test_every_statement_has_a_link_a_place_in_the_index_and_in_the_search(site):
+    index = parsed("prf-prf.html").find("article")
+    listed = {link["href"]: link.text for link in index.find_all("a")}
+    objects = json.loads(
+        re.search(r"Search\.setIndex\((.*)\)", (site / "searchindex.js").read_text())[1]
+    )
+    searched = {
+        entry[3]: ".".join(filter(None, (prefix, entry[4])))
+        for prefix, entries in objects["objects"].items()
+        for entry in entries
+    }
+    count = 0
+    for name in written_pages():
+        for statement in parsed(name).select(STATEMENT):
+            if {"proof", "exercise"} & set(statement["class"]) and statement.select_one(
+                ".caption-number"
+            ):
+                count += 1
+                title = statement.select_one(".admonition-title")
+                link = title.find("a", class_="headerlink")
+                assert link["href"] == f"#{statement['id']}", (name, statement["id"])
+                number = title.select_one(".caption-number").text.strip()
+                assert listed[f"{name}#{statement['id']}"].startswith(number)
+                assert searched[statement["id"]].startswith(number)
+    assert count > 100
+
+
+def test_bibliography_is_labelled_as_the_text_cites(site):
+    entries = parsed("book/bibliography.html").select("div.citation[id]")
+    labels = {entry["id"]: entry.select_one("span.label").text for entry in entries}
+    for label in labels.values():
+        assert re.fullmatch(r"\[[^\W\d_][^\d\\{}]+, \d{4}[a-z]?\]", label), label
+    cited = set()
+    for name in written_pages():
+        for link in parsed(name).select("article a[href*='bibliography.html#cite-']"):
+            anchor = link["href"].split("#")[1]
+            cited.add(anchor)
+            assert re.search(r"\d{4}", link.text)[0] in labels[anchor], (name, link.text)
+    assert cited == set(labels)
+
+
+def test_index_of_terms_leads_to_explanations(site):
+    links = parsed("genindex.html").select("article li a")
+    assert len(links) > 20
+    for link in links:
+        page, anchor = link["href"].split("#")
+        assert parsed(page).find(id=anchor), link["href"]
+
+
+def test_every_link_to_a_statement_or_citation_has_a_preview(site):
+    script = (site / "_static" / "previews.js").read_text(encoding="utf-8")
+    shown = json.loads(re.fullmatch(r"bookPreviews\((.*)\)\n", script, re.DOTALL)[1])
+    for address, html in shown.items():
+        preview = BeautifulSoup(html, "html.parser")
+        assert preview.text.strip(), address
+        assert not preview.select("a, [id], script, button"), address
+        for image in preview.select("img"):
+            assert (site / image["src"]).is_file(), address
+    for name in written_pages():
+        page = parsed(name)
+        for link in page.select("article a[href*='#']:not(.headerlink)"):
+            target, anchor = link["href"].split("#")
+            if anchor.startswith(("thm-", "prop-", "lem-", "cor-", "ex-", "def-", "alg-", "cite-")):
+                full = (
+                    os.path.normpath(os.path.join(os.path.dirname(name), target))
+                    if target
+                    else name
+                )
+                assert f"{full}#{anchor}" in shown, (name, link["href"])
+
+
+@pytest.fixture(scope="module")
+def axe():
+    if not AXE.exists():
+        unavailable("axe-core is not there. Run `make site`.")
+    return AXE.read_text(encoding="utf-8")
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", site_check.WIDTHS)
-def test_pages_are_sound(browser, site, address, device, scheme):
+def test_pages_are_sound(browser, site, address, axe, device, scheme):
     width = site_check.WIDTHS[device]
-    found = site_check.faults(browser, site, address, built_pages(), width=width, scheme=scheme)
+    rules = axe if device == "desktop" else ""
+    found = site_check.faults(
+        browser, site, address, built_pages(), width=width, scheme=scheme, axe=rules
+    )
     assert not found, f"{device}, {scheme}:\n" + "\n".join(found)
 
 
 @pytest.mark.browser
-def test_search_works_without_a_server_of_its_own(browser, site, address):
+def test_previews_come_by_mouse_and_key_without_a_server(browser, site):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((site / "book" / "07_theorem.html").as_uri())
+    page.evaluate(site_check.SETTLE)
+    for target, words in {
+        "a[href*='#lem-gamma']": "Lemma 7.2",
+        "a[href*='#cite-']": "Collins",
+    }.items():
+        link = page.locator(f"article {target}").first
+        link.hover()
+        page.wait_for_selector("#preview", state="visible")
+        assert words in page.locator("#preview").inner_text()
+        page.keyboard.press("Escape")
+        assert not page.locator("#preview").count()
+        page.mouse.move(0, 0)
+        page.keyboard.press("Tab")  # from here on, focus is the keyboard's
+        link.focus()
+        page.wait_for_selector("#preview", state="visible")
+        box = page.locator("#preview").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1280
+        link.blur()
+        assert not page.locator("#preview").count()
+    page.close()
+
+
+@pytest.mark.browser
+def test_print_has_margins_closed_solutions_and_no_box_that_cuts(browser, address):
     page = browser.new_page()
-    page.goto(address + "search.html?q=federated")
-    page.wait_for_selector("ul.search li a", timeout=10_000)
+    page.goto(address + "book/07_theorem.html")
+    page.evaluate(site_check.SETTLE)
+    page.emulate_media(media="print")
+    shown = "elements => elements.filter(e => e.getClientRects().length).length"
+    assert page.eval_on_selector_all(".solution", shown) == 0
+    assert page.eval_on_selector_all(".bd-article h1", shown) == 1
+    assert page.eval_on_selector_all("#jb-print-docs-body, .bd-sidebar, .headerlink", shown) == 0
+    cut = "elements => elements.filter(e => getComputedStyle(e).overflowX != 'visible').length"
+    assert page.eval_on_selector_all("article :is(pre, table, .math, .admonition)", cut) == 0
+    margins = page.locator("style[media=print]").inner_text()
+    for text in (config()["title"], "7. FedAvg", config()["author"], "CC BY 4.0"):
+        assert text in margins
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    {
+        "federated": "Federated averaging",
+        "balancedness": "(Discrete balancedness)",
+        "One condition step size": "Corollary 7.1 (One condition on the step size)",
+        "exercise weights": "Exercise 1.1 (The weights matter)",
+    }.items(),
+)
+def test_search_works_without_a_server_and_finds_statements_by_name(browser, site, words, answer):
+    page = browser.new_page()
+    page.goto((site / "search.html").as_uri() + f"?q={words}")
+    page.wait_for_selector(f'ul.search li a:has-text("{answer}")', timeout=10_000)
     page.close()
 
 
@@ -117,6 +312,11 @@ FAULTS = {
     "broken image": '<img alt="a picture" src="missing.png">',
     "broken link": '<a href="missing.html">there</a>',
     "broken anchor": '<a href="#missing">there</a>',
+    "scroll bar": '<mjx-container style="display: block; overflow-x: scroll">x</mjx-container>',
+    "tab stop": '<mjx-container tabindex="0">x</mjx-container>',
+    "no key": f'<pre style="overflow-x: auto">{"long " * 100}</pre>',
+    "heavy": f"<!-- {random.Random(0).randbytes(800_000).hex()} -->",
+    "axe: button-name": "<button></button>",
     "overflow: page": '<div style="width: 500px">wide</div>',
     "overflow: <b>": '<p style="overflow: hidden"><b style="padding: 300px">wide</b></p>',
 }
@@ -124,20 +324,20 @@ FAULTS = {
 
 @pytest.mark.browser
 @pytest.mark.parametrize("fault", FAULTS)
-def test_checker_reports_a_page_with(browser, tmp_path: Path, fault):
+def test_checker_reports_a_page_with(browser, tmp_path: Path, axe, fault):
     (tmp_path / "index.html").write_text(GOOD.format(FAULTS[fault]), encoding="utf-8")
     with site_check.served(tmp_path) as address:
         found = site_check.faults(
-            browser, tmp_path, address, ["index.html"], width=375, scheme="light"
+            browser, tmp_path, address, ["index.html"], width=375, scheme="light", axe=axe
         )
     assert any(report.startswith(f"index.html: {fault}") for report in found), found
 
 
 @pytest.mark.browser
-def test_checker_passes_a_sound_page(browser, tmp_path: Path):
+def test_checker_passes_a_sound_page(browser, tmp_path: Path, axe):
     body = r'<p>Costs $5 in <code>\(x\)</code>. <a href="#top">Up</a></p>'
     (tmp_path / "index.html").write_text(GOOD.format(body), encoding="utf-8")
     with site_check.served(tmp_path) as address:
         assert not site_check.faults(
-            browser, tmp_path, address, ["index.html"], width=375, scheme="dark"
+            browser, tmp_path, address, ["index.html"], width=375, scheme="dark", axe=axe
         )

@@ -13,17 +13,21 @@ from sphinx_proof.domain import ProofDomain
 logger = logging.getLogger(__name__)
 
 
+def number(env, page, counter, label) -> str:
+    """The number that the built page shows, such as `7.1`."""
+    found = env.toc_fignumbers.get(page, {}).get(counter, {}).get(label, ())
+    return ".".join(map(str, found))
+
+
 def resolve_any_xref(self, env, fromdocname, builder, target, node, contnode):
     statement = env.proof_list.get(target)
     if statement is None:
         return []
-    kind, page = statement["countertype"], statement["docname"]
-    number = ".".join(map(str, env.toc_fignumbers.get(page, {}).get(kind, {}).get(target, ())))
-    typed = re.search(r"\d+(\.\d+)*", contnode.astext())
-    if typed and typed.group() != number:
-        logger.warning(
-            "link '%s' to %s: its number is %s", contnode.astext(), target, number, location=node
-        )
+    page, text = statement["docname"], contnode.astext()
+    true = number(env, page, statement["countertype"], target)
+    typed = re.search(r"\d+(\.\d+)*", text)
+    if typed and typed.group() != true:
+        logger.warning("link '%s' to %s: its number is %s", text, target, true, location=node)
     return [("prf:ref", make_refnode(builder, fromdocname, page, target, contnode))]
 
 

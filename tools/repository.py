@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
+PLACEHOLDER = "/".join(("OWNER", "REPOSITORY"))  # before the first `make retarget`
 
 
 def config(root: Path = ROOT) -> dict:

@@ -20,14 +20,22 @@ QUIET = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
 
 # source below node_modules -> destination below assets/vendor
 FILES = {
-    "mathjax/es5/tex-chtml.js": "mathjax/tex-chtml.js",
-    "mathjax/es5/input/tex/extensions": "mathjax/input/tex/extensions",
+    # Parts of MathJax; _config.yml says which of them pages load.
+    **{
+        f"mathjax/es5/{part}.js": f"mathjax/{part}.js"
+        for part in (
+            *("startup", "core", "input/tex-base", "output/chtml", "output/chtml/fonts/tex"),
+            *("a11y/assistive-mml", "input/tex/extensions/ams", "input/tex/extensions/newcommand"),
+        )
+    },
     "mathjax/es5/output/chtml/fonts/woff-v2": "mathjax/output/chtml/fonts/woff-v2",
     "mathjax/LICENSE": "mathjax/LICENSE",
     "requirejs/require.js": "requirejs/require.js",
     "@jupyter-widgets/html-manager/dist/embed-amd.js": "widgets/embed-amd.js",
     # The notices of what is bundled in it; only its twin, embed.js, has them beside it.
     "@jupyter-widgets/html-manager/dist/embed.js.LICENSE.txt": "widgets/embed-amd.js.LICENSE.txt",
+    # For tests alone; _config.yml keeps it out of the site.
+    "axe-core/axe.min.js": "tests/axe.min.js",
 }
 # Python package -> destination of its licence: npm's copies of these projects lack the text.
 LICENCES = {"ipywidgets": "widgets/LICENSE", "anywidget": "widgets/anywidget.LICENSE"}
