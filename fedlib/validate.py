@@ -281,7 +281,7 @@ class Ready:
         x, y = _examples(self.clients)
         replica = self.fresh()
         try:
-            losses, _ = _losses_and_grads(replica, self.params, names, x, y)
+            losses, grads = _losses_and_grads(replica, self.params, names, x, y)
         except Exception as error:
             raise ValueError(
                 f"Invalid model: its gradient cannot be had ({_reason(error)}). Train parameters "
@@ -294,7 +294,13 @@ class Ready:
                 "any step: its outputs overflow. Scale the inputs, or start from smaller "
                 "parameters."
             )
-
+        for name, g in zip(names, grads, strict=True):
+            if not bool(g.isfinite().all()):
+                raise ValueError(
+                    f"Invalid model: the gradient of {name} is infinite or NaN before any step: it "
+                    "overflows, or there is none, as of a root at 0. Scale the inputs, or start "
+                    "from other parameters."
+                )
         twice, four = (
             _losses_and_grads(replica, self.params, names, *_repeated(x, y, n))[1] for n in (2, 4)
         )

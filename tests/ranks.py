@@ -124,23 +124,23 @@ def work(rank):
 
 def stop_in_round_3(rank, path, how):
     """Rank 0's metrics stop; or rank 1 is killed, at work on its client."""
-    calls = []
+    calls, measured = [], []
+    config = replace(CONFIG, cohort_size=2, client_lr=0.05)
 
     def metrics(params):
-        calls.append(1)
-        if how == "error" and len(calls) == 3 + 3 * CONFIG.local_steps:
+        measured.append(1)
+        if how == "error" and len(measured) == 3:
             raise ZeroDivisionError
         return {"norm": params["head.weight"].norm()}
 
-    def update(*args):
-        calls.append(1)
+    def update(params, grads, state, lr):
+        calls.extend([1] * (lr == config.client_lr))  # not those of the trials before the run
         if how == "kill" and rank.index == 1 and len(calls) > 2 * CONFIG.local_steps:
             os.kill(os.getpid(), signal.SIGKILL)
-        return fl.sgd.update(*args)
+        return fl.sgd.update(params, grads, state, lr)
 
     if rank.index:  # its own path is not used
         path = Path(path).parent / "nowhere" / "run"
-    config = replace(CONFIG, cohort_size=2)
     step = fl.sgd._replace(update=update)
     return plain(start(step=step, metrics=metrics, checkpoint=path, config=config))
 
