@@ -54,6 +54,7 @@ from fedlib.models import Params, params_of
 from fedlib.neighbours import run_fedrep
 from fedlib.represent import class_similarity, effective_rank, features
 from fedlib.steps import LocalStep, sgd
+from fedlib.validate import Ready
 
 ROOT = Path(__file__).parent.parent
 FOLDER, RESULTS = ROOT / "_build" / "long_run", ROOT / "book" / "results"
@@ -305,19 +306,20 @@ def train(run: Run, steps: int, clients: ClientData, model: nn.Module, checkpoin
             how |= dict(step=decaying(DECAY), strategy=COMPILED)
             return run_fedavg(model, clients, config, **how).params
         case "augmented" | "kept_cohort" | "cooled":
-            play, start = ROUNDS[run.variant](model, clients, config, strategy)
+            play, start = ROUNDS[run.variant](clients, config, strategy)
             how |= dict(metrics=None, step=sgd, strategy=strategy, variant=run.variant)
-            state, _ = run_rounds(play, model, clients, config, start=start, **how)
+            how |= dict(check=lambda ready: None, start=start)
+            state, _ = run_rounds(play, model, clients, config, **how)
             return {name: state[name] for name in params_of(model)}
         case _:
             check_in("variant", run.variant, ["plain", "noisy"])
             return run_fedavg(model, clients, config, strategy=strategy, **how).params
 
 
-def augmented(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
+def augmented(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
     """Return FedAvg's round on images that are flipped and shifted anew whenever they are drawn."""
 
-    def play(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
+    def play(ready: Ready, params: Params, rng: np.random.Generator) -> tuple[Params, float]:
         cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
         starts = clients.starts[cohort]
         rows = np.concatenate([s + b.ravel() for s, b in zip(starts, batches, strict=True)])
@@ -325,36 +327,34 @@ def augmented(model: nn.Module, clients: ClientData, config: FedAvgConfig, strat
         drawn = ClientData(augment(clients.inputs[rows], rng), clients.targets[rows], sizes)
         order = [np.arange(b.size).reshape(b.shape) for b in batches]
         how = dict(step=sgd, strategy=strategy)
-        return train_round(model, params, drawn, np.arange(len(cohort)), order, config, **how)
+        return train_round(ready, params, drawn, np.arange(len(cohort)), order, config, **how)
 
     return play, dict
 
 
-def kept_cohort(
-    model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str
-) -> Rounds:
+def kept_cohort(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
     """Return a round of FedAvg's with its cohort and batches, but averaged after every step."""
 
-    def play(params: Params, rng: np.random.Generator) -> tuple[Params, float]:
+    def play(ready: Ready, params: Params, rng: np.random.Generator) -> tuple[Params, float]:
         cohort, batches = draw_round(clients, config, rng=rng, local_steps=KEPT_STEPS)
         how, losses = dict(step=sgd, strategy=strategy), []
         for t in range(KEPT_STEPS):
             now = [rows[t : t + 1] for rows in batches]
-            params, loss = train_round(model, params, clients, cohort, now, config, **how)
+            params, loss = train_round(ready, params, clients, cohort, now, config, **how)
             losses.append(loss)
         return params, float(np.mean(losses))
 
     return play, dict
 
 
-def cooled(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
+def cooled(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
     """Return FedAvg's round with a step size that falls in a line, to zero at the last point."""
     last = POINTS[-1] // config.local_steps
 
-    def play(state: Params, rng: np.random.Generator) -> tuple[Params, float]:
+    def play(ready: Ready, state: Params, rng: np.random.Generator) -> tuple[Params, float]:
         params, done = {n: p for n, p in state.items() if n != "round"}, float(state["round"])
         now = replace(config, client_lr=config.client_lr * (1 - done / last))
-        params, loss = run_round(model, params, clients, now, rng=rng, strategy=strategy)
+        params, loss = run_round(ready.model, params, clients, now, rng=rng, strategy=strategy)
         return params | {"round": state["round"] + 1}, loss
 
     return play, lambda params: params | {"round": torch.zeros(())}
