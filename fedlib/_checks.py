@@ -14,11 +14,13 @@ __all__ = [
     "check_in",
     "check_indices",
     "check_int",
+    "check_names",
     "check_number",
     "check_path",
     "check_positive",
     "check_positive_int",
     "check_rng",
+    "check_step_size",
     "check_tensor",
     "check_type",
     "refuse",
@@ -27,7 +29,7 @@ __all__ = [
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -176,6 +178,21 @@ def check_positive(name: str, value: object) -> float:
     return number
 
 
+def check_step_size(name: str, value: object) -> float:
+    """Return a positive number that every type of parameter can hold; raises as ``check_number``.
+
+    Example:
+        >>> check_step_size("lr", 1e308)
+        Traceback (most recent call last):
+        ...
+        ValueError: Invalid lr=1e+308: more than single precision holds. Use lr <= 1e38.
+    """
+    value = check_positive(name, value)
+    if value > 1e38:
+        refuse(name, value, "more than single precision holds", f"{name} <= 1e38")
+    return value
+
+
 def check_bool(name: str, value: object) -> bool:
     """Return True or False; nothing else stands for them.
 
@@ -201,6 +218,19 @@ def check_in(name: str, value: T, options: Iterable[T]) -> T:
             return option
     listed = " or ".join(f"{name}={option!r}" for option in options)
     refuse(name, value, "not an option", listed)
+
+
+def check_names(name: str, value: object) -> Collection[str]:
+    """Return a collection of strings; one string is none.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    fits = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not fits or not all(isinstance(part, str) for part in value):
+        use = "a list of names of parameters"
+        refuse(name, value, "not a collection of names", use, error=TypeError)
+    return value
 
 
 def check_type(name: str, value: object, kind: type[T], remedy: str) -> T:

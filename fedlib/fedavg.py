@@ -28,10 +28,11 @@ from fedlib import distributed
 from fedlib._checks import (
     check_bool,
     check_int,
-    check_positive,
     check_positive_int,
     check_rng,
+    check_step_size,
     check_type,
+    refuse,
 )
 from fedlib.aggregate import server_step
 from fedlib.batches import all_of, draw_batches
@@ -96,11 +97,9 @@ class FedAvgConfig:
         for name in ("num_rounds", "local_steps", "cohort_size", "batch_size"):
             value = getattr(self, name)
             if value is not None or name in ("num_rounds", "local_steps"):
-                check_positive_int(name, value)
-                object.__setattr__(self, name, int(value))
+                object.__setattr__(self, name, check_positive_int(name, value))
         for name in ("client_lr", "server_lr"):
-            check_positive(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
+            object.__setattr__(self, name, check_step_size(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,9 @@ class History:
         return len(self.round_num)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if not isinstance(name, str) or name not in self.metrics:
+            use = " or ".join(map(repr, self.metrics)) or "metrics= to record some"
+            refuse("name", name, "no metric of this history", use, error=KeyError)
         return self.metrics[name]
 
     @classmethod

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlib._checks import check_in, check_int, check_number, check_positive_int
+from fedlib._checks import check_in, check_int, check_positive_int, check_step_size
 from fedlib.batches import all_of, draw_batches
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
@@ -77,7 +77,7 @@ def fine_tune(
         Collins et al. (2022); Chapters 3 and 10.
     """
     steps = check_positive_int("steps", steps)
-    lr = check_number("lr", lr, above=0)
+    lr = check_step_size("lr", lr)
     part = check_in("part", part, ["all", "head", "body"])
     seed = check_int("seed", seed, minimum=0)
     if batch_size is not None:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from fedlib._checks import check_array, check_number, check_type
+from fedlib._checks import check_array, check_names, check_step_size, check_type
 from fedlib.clients import ClientData
 from fedlib.losses import example_losses, task_loss
 from fedlib.models import Params
@@ -79,7 +79,7 @@ def local_sgd(
     Reference:
         The inner loop of FedAvg, Chapter 1.
     """
-    lr = check_number("lr", lr, above=0)
+    lr = check_step_size("lr", lr)
     for name, tensor in {"inputs": inputs, "targets": targets}.items():
         check_type(name, tensor, Tensor, f"Use torch.as_tensor({name}).")
     if not (inputs.ndim and targets.ndim == 1 and len(inputs) == len(targets) > 0):
@@ -92,7 +92,7 @@ def local_sgd(
     client = ClientData._as_checked(inputs, targets, np.array([len(inputs)]))
     ready = check_model(model, params, client)
     trainable = trainable_of(model) if trainable is None else trainable
-    ready.check_trainable(sorted(trainable))
+    ready.check_trainable(sorted(check_names("trainable", trainable)))
     check_rule(step, {name: params[name] for name in params if name in trainable})
     check_period(step, len(batches))
     replica = ready.replica()
@@ -119,7 +119,7 @@ def check_batches(batches: np.ndarray, size: int) -> np.ndarray:
             f"Invalid batches: they reach from {batches.min()} to {batches.max()}, but the client "
             f"has {size} examples. Use positions from 0 to {size - 1}."
         )
-    return batches
+    return batches.astype(np.int64, copy=False)
 
 
 def take_steps(

@@ -26,6 +26,7 @@ def task_loss(outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]) -> 
         ValueError: if the shapes are others (nothing is broadcast), or a label is no class.
 
     Example:
+        >>> import torch
         >>> task_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(2.5000)
     """
@@ -41,6 +42,7 @@ def example_losses(
     """Return the loss of each example of a batch; ``task_loss`` is their mean, and raises as this.
 
     Example:
+        >>> import torch
         >>> example_losses(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor([0.5000, 4.5000])
     """

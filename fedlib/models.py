@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedlib._checks import check_int, check_positive_int, check_type
+from fedlib._checks import check_int, check_type
 
 Params = dict[str, Tensor]
 """A model's parameters by name, as ``Module.named_parameters`` names them."""
@@ -60,8 +60,7 @@ class LinearNet(BodyHead):
     """
 
     def __init__(self, d: int, k: int, *, seed: int = 0) -> None:
-        check_positive_int("d", d)
-        check_positive_int("k", k)
+        d, k, seed = _size("d", d), _size("k", k), check_int("seed", seed, minimum=0)
         if k > d:
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
         with _seeded(seed):
@@ -117,7 +116,7 @@ class MLP(BodyHead):
         seed: int = 0,
     ) -> None:
         image_shape = _check_shape("image_shape", image_shape)
-        num_classes = check_positive_int("num_classes", num_classes)
+        num_classes = _size("num_classes", num_classes)
         widths = [math.prod(image_shape), *_check_shape("hidden", hidden)]
         with _seeded(seed):
             layers: list[nn.Module] = [nn.Flatten()]
@@ -154,9 +153,9 @@ class CNN(BodyHead):
         seed: int = 0,
     ) -> None:
         image_shape = _check_shape("image_shape", image_shape)
-        num_classes = check_positive_int("num_classes", num_classes)
-        width = check_positive_int("width", width)
-        num_features = check_positive_int("num_features", num_features)
+        num_classes = _size("num_classes", num_classes)
+        width = _size("width", width)
+        num_features = _size("num_features", num_features)
         if len(image_shape) != 3:
             raise ValueError(
                 f"Invalid image_shape={tuple(image_shape)}: not channels, height and width. "
@@ -203,7 +202,11 @@ def _start_uniformly(model: nn.Module, seed: int) -> None:
 def _check_shape(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise TypeError(f"Invalid {name}={sizes!r}: not a sequence. Use a tuple such as (1, 8, 8).")
-    return tuple(check_positive_int(f"{name}'s size", size) for size in sizes)
+    return tuple(_size(f"{name}'s size", size) for size in sizes)
+
+
+def _size(name: str, value: int) -> int:
+    return check_int(name, value, 1, 2**24)
 
 
 def params_of(model: nn.Module) -> Params:
@@ -257,11 +260,12 @@ def with_body(model: nn.Module, params: Mapping[str, Tensor]) -> Params:
             'Invalid model: no parameter is named "body.…". Use a model with a body and a head.'
         )
     for name in body:
-        if name not in params or params[name].shape != joined[name].shape:
-            found = tuple(params[name].shape) if name in params else "missing"
+        given = params.get(name)
+        if not isinstance(given, Tensor) or given.shape != joined[name].shape:
+            found = tuple(given.shape) if isinstance(given, Tensor) else "missing, or no tensor"
             raise ValueError(
                 f"Invalid params: {name} is {found}, but the model needs "
                 f"{tuple(joined[name].shape)}. Build the model with the same body."
             )
-        joined[name] = params[name].detach().clone()
+        joined[name] = given.detach().clone()
     return joined

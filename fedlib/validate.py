@@ -36,7 +36,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedlib._checks import check_type
+from fedlib._checks import (
+    check_callable,
+    check_names,
+    check_positive_int,
+    check_type,
+    refuse,
+)
 from fedlib.clients import ClientData
 from fedlib.losses import example_losses
 from fedlib.models import Params
@@ -66,7 +72,11 @@ def check_step(step: LocalStep) -> LocalStep:
         TypeError: if it is something else.
     """
     remedy = "Use sgd, momentum(0.9), proximal(0.1) or a LocalStep."
-    return check_type("step", step, LocalStep, remedy)
+    check_type("step", step, LocalStep, remedy)
+    check_positive_int("step.period", step.period)
+    for field in ("init", "update"):
+        check_callable(f"step.{field}", getattr(step, field), "Write it as LocalStep says.")
+    return step
 
 
 def check_period(step: LocalStep, local_steps: int) -> None:
@@ -99,9 +109,12 @@ def check_params(model: nn.Module, params: Params) -> None:
                 f"Invalid model: its parameter {name} has no shape yet, as in a lazy layer. Call "
                 "the model on a batch once, model(clients.inputs[:2])."
             )
+    check_names("params", params.keys())
     for name, p in params.items():
         remedy = "Use params_of(model), or the params of a result."
         check_type(f"params[{name!r}]", p, Tensor, remedy)
+        if p.is_meta and name in own and not own[name].is_meta:
+            refuse(f"params[{name!r}]", p, "on the device meta, without numbers", "its numbers")
     shapes = {name: p.shape for name, p in own.items()}
     if {name: p.shape for name, p in params.items()} != shapes:
         wrong = sorted(set(own) ^ set(params))

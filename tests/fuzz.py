@@ -729,7 +729,7 @@ def is_clear(error: BaseException) -> bool:
 
     Example:
         >>> try:
-        ...     fl.momentum(2)
+        ...     fl.momentum(2.0)
         ... except ValueError as error:
         ...     is_clear(error)
         True
@@ -739,9 +739,10 @@ def is_clear(error: BaseException) -> bool:
         trace = trace.tb_next
     code, at = trace.tb_frame.f_code, trace.tb_lasti
     raised = dis.opname[code.co_code[at]] == "RAISE_VARARGS" and code.co_code[at + 1]
-    kinds = TypeError, ValueError, IndexError, fl.DataError, FloatingPointError, OSError
+    kinds = TypeError, ValueError, IndexError, KeyError, fl.DataError, FloatingPointError, OSError
     # At least two sentences, or one of two parts: what is wrong, and what to do.
-    sentence = re.match(r"[A-Z].*[.:] +[^ ].*[.)]$", str(error), re.DOTALL)
+    text = str(error.args[0] if error.args else "")  # a KeyError would quote it
+    sentence = re.match(r"[A-Z].*[.:] +[^ ].*[.)]$", text, re.DOTALL)
     own = code.co_filename.startswith(HOME)
     return bool(own and raised and isinstance(error, kinds) and sentence)
 
