@@ -29,7 +29,7 @@ __all__ = [
 
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -226,7 +226,7 @@ def check_names(name: str, value: object) -> Collection[str]:
     Raises:
         TypeError: if it is something else.
     """
-    fits = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    fits = isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)
     if not fits or not all(isinstance(part, str) for part in value):
         use = "a list of names of parameters"
         refuse(name, value, "not a collection of names", use, error=TypeError)

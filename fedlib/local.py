@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from fedlib._checks import check_array, check_names, check_step_size, check_type
+from fedlib._checks import check_array, check_names, check_step_size, check_tensor, check_type
 from fedlib.clients import ClientData
 from fedlib.losses import example_losses, task_loss
 from fedlib.models import Params
@@ -81,7 +81,7 @@ def local_sgd(
     """
     lr = check_step_size("lr", lr)
     for name, tensor in {"inputs": inputs, "targets": targets}.items():
-        check_type(name, tensor, Tensor, f"Use torch.as_tensor({name}).")
+        check_tensor(name, check_type(name, tensor, Tensor, f"Use torch.as_tensor({name})."))
     if not (inputs.ndim and targets.ndim == 1 and len(inputs) == len(targets) > 0):
         raise ValueError(
             f"Invalid targets of shape {tuple(targets.shape)}: the inputs are of shape "
