@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlib._checks import check_int, check_positive_int, refuse
+from fedlib._checks import check_int, refuse
 from fedlib.data import ImageSet
 
 # Matplotlib's own text fonts, whose files are the same in all its versions. The Computer Modern
@@ -50,7 +50,7 @@ def load_glyphs(
 
     Args:
         characters: distinct characters; their order is the order of the labels.
-        per_class: number of images of each character.
+        per_class: number of images of each character, up to a million.
         seed: any integer >= 0.
 
     Raises:
@@ -60,7 +60,7 @@ def load_glyphs(
         >>> load_glyphs("abc", per_class=5, seed=0)
         ImageSet(glyphs: 15 images 1x16x16, 3 classes)
     """
-    per_class = check_positive_int("per_class", per_class)
+    per_class = check_int("per_class", per_class, minimum=1, maximum=1_000_000)
     seed = check_int("seed", seed, minimum=0)
     listed = isinstance(characters, str | list | tuple)
     if (
