@@ -268,12 +268,17 @@ def check_rng(rng: object) -> np.random.Generator:
     return rng
 
 
-def check_path(name: str, value: object) -> Path:
+def check_path(name: str, value: object, *, room: int = 0) -> Path:
     """Return a path, with ``~`` replaced by the user's home.
+
+    Args:
+        name: the argument.
+        value: what was given for it.
+        room: bytes that are left free for names that begin with the path's last part.
 
     Raises:
         TypeError: if ``value`` is not a string or a path.
-        ValueError: if it is empty, or no file can be named so.
+        ValueError: if it is empty, no file can be named so, or the name is too long.
     """
     if not isinstance(value, str | os.PathLike):
         refuse(
@@ -283,9 +288,16 @@ def check_path(name: str, value: object) -> Path:
     if not isinstance(path, str) or not path or "\0" in path:
         refuse(name, value, "not the name of a file", f'a path such as {name}="run.safetensors"')
     try:
-        return Path(path).expanduser()
+        path.encode()
+        path = Path(path).expanduser()
+    except UnicodeEncodeError:
+        refuse(name, ascii(value), "not the name of a file in UTF-8", "letters that Unicode has")
     except RuntimeError:
         refuse(name, value, "its user's home is not known", "a path without ~")
+    *folders, last = (len(part.encode()) for part in path.parts or ("",))
+    if max(folders, default=0) > 255 or last + room > 255 or len(str(path).encode()) + room > 4000:
+        refuse(name, value, "too long for the name of a file", f"up to {255 - room} bytes a name")
+    return path
 
 
 def check_array(
@@ -295,6 +307,7 @@ def check_array(
     *,
     kinds: str = "iuf",
     finite: bool = True,
+    what: str | None = None,
 ) -> np.ndarray:
     """Return real numbers as an array: of the kinds of type asked for, finite, of a shape.
 
@@ -304,9 +317,11 @@ def check_array(
         shape: one size for each axis, None for any from 1 up; None instead of a shape allows all.
         kinds: letters of NumPy's types: "iu" for integers, "iuf" for real numbers.
         finite: refuse NaN and infinity.
+        what: what the message says the entries should be; None for what ``kinds`` are.
 
     Returns:
-        The array, in the type that it has; not copied if it is one already.
+        The array, in the type that it has, but float64 instead of a longer float; not copied if it
+        is one already.
 
     Raises:
         TypeError: if the entries are of another type.
@@ -314,8 +329,7 @@ def check_array(
             finite.
     """
     if isinstance(value, Tensor):
-        check_tensor(name, value)
-        value = value.detach().cpu()
+        value = check_tensor(name, value).detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"Invalid {name}: some entries are masked. Use an array without a mask.")
@@ -325,8 +339,10 @@ def check_array(
         raise ValueError(
             f"Invalid {name}: its rows are of different lengths. Use rows of one length."
         ) from None
+    if not array.size and not hasattr(value, "dtype"):
+        array = array.astype(np.int64)  # an empty list has no type of its own
     if array.dtype.kind not in kinds:
-        what = "real numbers" if "f" in kinds else "integers"
+        what = what or ("real numbers" if "f" in kinds else "integers")
         raise TypeError(
             f"Invalid {name} of type {array.dtype}: not {what}. Use an array of {what}."
         )
@@ -337,6 +353,9 @@ def check_array(
         if not fits or 0 in array.shape:
             wanted = ", ".join("any" if want is None else str(want) for want in shape)
             raise ValueError(f"Invalid {name}: its shape is {array.shape}. Use shape ({wanted}).")
+    if array.dtype.kind == "f" and array.itemsize > 8:
+        with np.errstate(over="ignore"):  # infinite where float64 ends
+            array = array.astype(np.float64)
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"Invalid {name}: NaN or infinity. Use finite numbers.")
     return array
@@ -357,7 +376,7 @@ def check_tensor(name: str, value: Tensor) -> Tensor:
     if value.layout != torch.strided or value.is_meta:
         kind = "on the device meta, which holds no values" if value.is_meta else str(value.layout)
         raise TypeError(f"Invalid {name}: it is {kind}. Use a dense tensor, as .to_dense() makes.")
-    return value
+    return value.resolve_neg()  # a view of torch's that NumPy cannot read
 
 
 def check_indices(
@@ -380,7 +399,7 @@ def check_indices(
         >>> check_indices("ids", [2, 0], 3), check_indices("ids", [True, False, True], 3, mask=True)
         (array([2, 0]), array([0, 2]))
     """
-    index = check_array(name, value, kinds="biuf", finite=False)
+    index = check_array(name, value, kinds="biuf", finite=False, what="integers")
     if index.ndim != 1:
         raise ValueError(f"Invalid {name} of shape {index.shape}: not one row. Use a list of them.")
     if mask and index.dtype == bool:

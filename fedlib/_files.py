@@ -1,6 +1,6 @@
 """Files that are there whole or not at all, whatever else lies in their folder."""
 
-__all__ = ["check_regular", "replace_file", "scratch", "sweep"]
+__all__ = ["ROOM", "check_regular", "replace_file", "scratch", "sweep"]
 
 import contextlib
 import os
@@ -20,6 +20,9 @@ except ImportError:  # Windows
 
 _STALE = 60.0
 """Seconds after which a temporary that no process holds is one that was left behind."""
+
+ROOM = len("..partial-") + 16
+"""Bytes by which a temporary's name is longer than the file's."""
 
 
 def check_regular(path: Path) -> None:

@@ -22,10 +22,11 @@ def weighted_average(params: Sequence[Params], weights: Real[np.ndarray, " m"]) 
             weight zero does not count, whatever its parameters are.
 
     Returns:
-        The average, name by name.
+        The average, name by name: summed in float64, and rounded once to the parameters' dtype.
 
     Raises:
-        TypeError: if ``params`` is not a sequence of dicts of tensors, or weights are not numbers.
+        TypeError: if ``params`` is not a sequence of dicts of dense tensors, or weights are not
+            numbers.
         ValueError: if there is no client, clients' parameters differ in more than their values,
             there is not one weight per client, one is negative or not finite, or all are zero.
 
@@ -47,10 +48,13 @@ def weighted_average(params: Sequence[Params], weights: Real[np.ndarray, " m"]) 
     shares = weights / weights.max()  # so that no sum overflows
     counted = np.flatnonzero(shares)
     first, *others = zip((shares / shares.sum())[counted].tolist(), counted, strict=True)
-    average = {name: first[0] * value for name, value in params[first[1]].items()}
-    for share, i in others:
-        for name, total in average.items():
+    average = {}
+    for name, value in params[first[1]].items():
+        # Summed in float64: in bfloat16 the sum of a thousand ones' shares stops at one half.
+        total = first[0] * value.to(torch.complex128 if value.is_complex() else torch.float64)
+        for share, i in others:
             total.add_(params[i][name], alpha=share)
+        average[name] = total.to(value.dtype)
     return average
 
 
@@ -67,7 +71,7 @@ def server_step(params: Params, average: Params, *, server_lr: float = 1.0) -> P
         The server's parameters after the round.
 
     Raises:
-        TypeError: if parameters are not dicts of tensors, or the step size is not a number.
+        TypeError: if parameters are not dicts of dense tensors, or the step size is not a number.
         ValueError: if the two differ in more than their values, a parameter is not of floating
             point, or the step size is not positive.
 
@@ -90,6 +94,12 @@ def _check_alike(name: str, params: Params, others: Params, other_name: str) -> 
             raise ValueError(
                 f"Invalid {name}[{key!r}] of type {value.dtype}: whole numbers have no average. "
                 "Leave it out, or use .float()."
+            )
+        small = value.itemsize < 2 or value.dtype == torch.complex32
+        if small or value.layout != torch.strided or value.is_meta:
+            raise TypeError(
+                f"Invalid {name}[{key!r}] of {value.dtype}, {value.layout}, {value.device}: torch "
+                "has no average of it. Use dense tensors of float16 or wider, or of complex64."
             )
     odd = params.keys() ^ others.keys() or [
         key for key, p in params.items() if _kind(p) != _kind(others[key])

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fedlib._checks import check_path
-from fedlib._files import check_regular, replace_file, sweep
+from fedlib._files import ROOM, check_regular, replace_file, sweep
 from fedlib.clients import ClientData, digest_of
 from fedlib.models import Params
 from fedlib.validate import same_probe
@@ -81,7 +81,7 @@ def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
     strides = {name: p.stride() for name, p in state.params.items()}
     record = {"format": _FORMAT, "identity": identity, "strides": strides}
     text = json.dumps(record | {"round_num": state.round_num, "entries": state.entries})
-    tensors = {name: p.contiguous() for name, p in state.params.items()}
+    tensors = {name: p.resolve_neg().contiguous() for name, p in state.params.items()}
     metadata = {"fedlib": text, "digest": digest_of(text, tensors)}
     content = save(tensors, metadata=metadata)
     try:
@@ -187,6 +187,9 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
     if metadata.get("digest") != digest_of(text, tensors):
         raise ValueError("damaged, or not written by this fedlib (its digest is wrong)")
     record = json.loads(text)
+    lacks = {"format", "identity", "strides", "round_num", "entries"} - {*record}
+    if lacks:
+        raise ValueError(f"not a checkpoint (it has no {min(lacks)})")
     if record["format"] != _FORMAT:
         raise ValueError(f"of format {record['format']}, not {_FORMAT}")
     saved = record["identity"]
@@ -223,11 +226,11 @@ class Checkpoint:
 
     Raises:
         TypeError: if ``path`` is not a path.
-        ValueError: if ``path`` is a folder.
+        ValueError: if ``path`` is a folder, or no file can be named so.
     """
 
     def __init__(self, path: str | Path, identity: dict) -> None:
-        self.path, self.identity = check_path("checkpoint", path), identity
+        self.path, self.identity = check_path("checkpoint", path, room=ROOM), identity
         self.saved, self.due = -1, 0.0
         if self.path.is_dir():
             raise ValueError(

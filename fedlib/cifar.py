@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 
-from fedlib._checks import check_bool, check_in
+from fedlib._checks import check_bool, check_in, check_path
 from fedlib._files import scratch, sweep
 from fedlib.data import ImageSet
 
@@ -119,7 +119,7 @@ def _find(source: _Source, wanted: list[str]) -> dict[str, Path]:
     cache = Path(pooch.os_cache("fedlib"))
     folders = {str(cache): cache}
     if own := os.environ.get("FEDLIB_DATA"):
-        folders = {f"FEDLIB_DATA={own}": Path(own).expanduser()} | folders
+        folders = {f"FEDLIB_DATA={own}": check_path("FEDLIB_DATA", own)} | folders
 
     def look(name: str) -> Path | None:
         return next((f / name for f in folders.values() if os.path.isfile(f / name)), None)

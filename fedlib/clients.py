@@ -185,8 +185,7 @@ class ClientData:
         Raises:
             ValueError: if a label is negative by now.
         """
-        known = self._remembered("num_classes")
-        return _num_classes(self.targets) if known is None else known
+        return _num_classes(self.targets)
 
     @property
     def digest(self) -> str:
@@ -195,7 +194,7 @@ class ClientData:
         The data are read anew, since they may have been written to; those of a stored federation
         only if they were, through the tensors.
         """
-        sizes = torch.as_tensor(self.sizes)
+        sizes = torch.tensor(self.sizes)  # a copy: torch takes no read-only memory
         data = {"inputs": self.inputs, "targets": self.targets, "sizes": sizes}
         return self._remembered("digest") or digest_of("", data)
 
@@ -375,7 +374,7 @@ def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        raw = tensor.detach().cpu().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()[:16]
 

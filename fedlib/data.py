@@ -48,6 +48,10 @@ class ImageSet:
             ("images", self.images, "float32", 'images.astype("float32"), scaled to [0, 1]'),
             ("labels", self.labels, "int64", 'labels.astype("int64")'),
         ):
+            if isinstance(value, np.ma.MaskedArray):
+                raise TypeError(
+                    f"Invalid {argument}: some entries are masked. Use an array without a mask."
+                )
             if not isinstance(value, np.ndarray) or value.dtype != dtype:
                 kind = getattr(value, "dtype", type(value).__name__)
                 raise TypeError(

@@ -112,25 +112,27 @@ def join(
     else:
         here = torch.device("cpu")
     before = torch.get_num_threads()
-    if threads is None and count > 1:
-        threads = max(1, _cores() // local_count)
-    torch.set_num_threads(threads or before)
-    if count > 1:
-        backend = "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl"
-        patience = timedelta(seconds=timeout)
-        store = _rendezvous(patience)
-        if count == local_count:
-            # torchrun's store outlives the ranks: those it starts again must not find the
-            # addresses of those before. On several machines, their counts of restarts differ.
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group(
-            backend, store=store, rank=index, world_size=count, timeout=patience
-        )
     try:
-        yield Rank(index, count, here)
-    finally:
+        if threads is None and count > 1:
+            threads = max(1, _cores() // local_count)
+        torch.set_num_threads(threads or before)
         if count > 1:
-            dist.destroy_process_group()
+            backend = "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl"
+            patience = timedelta(seconds=timeout)
+            store = _rendezvous(patience)
+            if count == local_count:
+                # torchrun's store outlives the ranks: those it starts again must not find the
+                # addresses of those before. On several machines, their counts of restarts differ.
+                store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(
+                backend, store=store, rank=index, world_size=count, timeout=patience
+            )
+        try:
+            yield Rank(index, count, here)
+        finally:
+            if count > 1:
+                dist.destroy_process_group()
+    finally:
         torch.set_num_threads(before)
 
 

@@ -498,7 +498,7 @@ def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> di
     measured = {} if metrics is None else metrics(params)
     try:
         measured = {"" + name: float(value) for name, value in measured.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise TypeError(
             f"Invalid metrics: they returned {measured!r}. Return a dict of numbers by name."
         ) from error

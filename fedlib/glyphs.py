@@ -50,7 +50,7 @@ def load_glyphs(
 
     Args:
         characters: distinct characters; their order is the order of the labels.
-        per_class: number of images of each character.
+        per_class: number of images of each character, up to a million.
         seed: any integer >= 0.
 
     Raises:

@@ -5,6 +5,7 @@ __all__ = ["COLORS", "show_images", "use_style"]
 from collections.abc import Sequence
 from importlib import resources
 
+import numpy as np
 from jaxtyping import Float
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ def show_images(
 
     Args:
         axes: where to draw.
-        images: values in [0, 1], shape (n, channels, height, width); channels 1 or 3.
+        images: shape (n, channels, height, width), channels 1 or 3; cut off outside [0, 1].
         titles: one short text per image, written above it; or none.
         columns: images per row.
 
@@ -48,6 +49,7 @@ def show_images(
     """
     check_type("axes", axes, Axes, "Use plt.subplots()[1], say.")
     images = check_array("images", images, (None, None, None, None))
+    images = np.clip(images, np.float32(0), 1.0)  # integers would be read as bytes
     columns = check_int("columns", columns, 1, 10_000)
     n, channels, height, width = images.shape
     if channels not in (1, 3):

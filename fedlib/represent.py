@@ -18,6 +18,7 @@ from scipy.special import entr
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
+from fedlib.clients import as_numbers
 from fedlib.models import Params
 from fedlib.validate import Replica, check_params, own_modes
 
@@ -81,7 +82,10 @@ def features(
             )
         # Not a hook on the layer: an in-place ReLU behind it would overwrite what the hook saw.
         body = body[: layer + 1]
-    inputs = torch.as_tensor(images)
+    images = as_numbers("images", images)
+    if not isinstance(images, Tensor):  # torch takes no read-only memory, none that runs backwards
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    inputs = images
     try:
         with own_modes(inputs.device, grad=False):
             rows = [body(x.clone()).flatten(1) for x in inputs.split(chunk)]
@@ -338,13 +342,17 @@ def _matrix(name: str, values: object, least: int = 2) -> np.ndarray:
 
 
 def _centred(name: str, values: object) -> np.ndarray:
-    """Return centred features, rescaled so that no square of them over- or underflows."""
+    """Return centred features, rescaled so that no sum or square of them over- or underflows."""
     matrix = _matrix(name, values)
-    if (matrix == matrix[0]).all():
+    matrix = np.ldexp(matrix, -np.frexp(np.abs(matrix).max())[1])
+    centred = matrix - matrix.mean(axis=0)
+    # What rounding of the mean, or of the features' last bits, has made is no feature.
+    rounding = np.abs(centred.mean(axis=0)) + 4 * np.finfo(float).eps * np.abs(matrix).max(axis=0)
+    centred[np.abs(centred) <= rounding] = 0
+    if not centred.any():
         raise ValueError(
             f"Invalid {name}: all examples have the same features. Use features that vary."
         )
-    centred = matrix - matrix.mean(axis=0)
     return centred / np.abs(centred).max()
 
 

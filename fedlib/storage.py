@@ -131,7 +131,9 @@ def load_clients(
 
     On the CPU its files are mapped into memory: opening reads the numbers of examples, and a round
     reads its cohort's. Processes on one machine share what was read. Writing to the tensors leaves
-    the files as they are; the files must stay as they are while the federation is in use.
+    the files as they are; the files must stay as they are while the federation is in use. The
+    digest is taken anew after torch wrote to the tensors; a write that torch does not count,
+    through ``tensor.numpy()`` or ``tensor.data``, it does not see.
 
     Args:
         folder: where it is.
@@ -198,7 +200,9 @@ def _wrap(
     arrays: dict[str, np.ndarray], *, device: str | torch.device = "cpu", **known: object
 ) -> ClientData:
     inputs, targets = (torch.from_numpy(arrays[n]).to(device) for n in ("inputs", "targets"))
-    return ClientData._as_checked(inputs, targets, np.array(arrays["sizes"]), **known)
+    sizes = np.array(arrays["sizes"])
+    sizes.setflags(write=False)  # what was computed of them holds
+    return ClientData._as_checked(inputs, targets, sizes, **known)
 
 
 def _describe(folder: Path, name: str, array: np.ndarray) -> str:

@@ -19,6 +19,12 @@ def test_the_average_is_numpys_whatever_the_weights_scale(weights, seed):
     np.testing.assert_allclose(found, shares @ values / shares.sum(), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.complex64])
+def test_the_average_of_equal_clients_is_they_in_every_precision(dtype):
+    one = {"w": torch.tensor([1.0, 0.1]).to(dtype)}
+    assert torch.equal(fl.weighted_average([one] * 1000, np.ones(1000))["w"], one["w"])
+
+
 def test_a_client_of_weight_zero_does_not_count():
     broken = {name: p * np.nan for name, p in ONE.items()}
     for order in ([ONE, broken], [broken, ONE]):
@@ -40,6 +46,9 @@ def test_a_client_of_weight_zero_does_not_count():
         ({"a": torch.ones(2)}, ValueError, "b is missing"),
         (ONE | {"a": None}, TypeError, "not a Tensor"),
         (ONE | {"a": torch.tensor([1, 2])}, ValueError, "whole numbers have no average"),
+        (ONE | {"a": torch.ones(2).to(torch.float8_e5m2)}, TypeError, "no average of it"),
+        (ONE | {"a": torch.ones(2).to_sparse()}, TypeError, "no average of it"),
+        (ONE | {"a": torch.ones(2, device="meta")}, TypeError, "no average of it"),
         (None, TypeError, "not a dict"),
     ],
 )

@@ -540,3 +540,34 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
     assert young.exists()
     assert not left.exists()
     assert not held.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a\ud800b", "not the name of a file in UTF-8"),
+        (os.fsdecode(b"run-\xff"), "not the name of a file in UTF-8"),
+        ("é" * 115, "too long for the name of a file"),
+        ("a" * 256 + "/run", "too long for the name of a file"),
+        ("a/" * 2500, "too long for the name of a file"),
+    ],
+)
+def test_names_that_no_file_can_have_are_refused(name, why, tmp_path):
+    with pytest.raises(ValueError, match=f"Invalid checkpoint=.*: {why}"):
+        checkpoint.Checkpoint(tmp_path / name, {})
+
+
+def test_the_longest_name_that_is_admitted_can_be_written(tmp_path):
+    path = tmp_path / ("a" * (255 - _files.ROOM))
+    kept = checkpoint.Checkpoint(path, {})
+    for round_num in (1, 2):
+        kept.save(RunState(round_num, {"w": torch.ones(2)}, []))
+    assert kept.load(device=CPU).round_num == 2
+
+
+def test_a_sealed_file_that_is_no_checkpoint_is_told(tmp_path):
+    path, tensors = tmp_path / "run", {"w": torch.ones(2)}
+    seal = {"fedlib": "{}", "digest": checkpoint.digest_of("{}", tensors)}
+    path.write_bytes(checkpoint.save(tensors, metadata=seal))
+    with pytest.raises(ValueError, match="not a checkpoint .it has no entries"):
+        load_checkpoint(path, {}, device=CPU)

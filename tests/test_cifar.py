@@ -397,3 +397,9 @@ def test_unreadable_file(world, monkeypatch):
 def test_unknown_split(load):
     with pytest.raises(ValueError, match="Invalid split='valid': .* Use split='train' or split='t"):
         load("valid")
+
+
+def test_a_home_that_is_not_known_is_told(monkeypatch):
+    monkeypatch.setenv("FEDLIB_DATA", "~nouser/data")
+    with pytest.raises(ValueError, match="Invalid FEDLIB_DATA='~nouser/data': its user's home"):
+        fl.load_cifar10("test")

@@ -99,8 +99,6 @@ def test_types_are_refused_with_a_remedy(as_readers_run_it):
         fl.ClientData(np.ones(3), LABELS, np.array([3]))
     with pytest.raises(ValueError, match=r"targets of shape \(3, 1\): must be one per example"):
         fl.ClientData(torch.ones(3), LABELS[:, None], np.array([3]))
-    with pytest.raises(TypeError, match="Invalid sizes"):
-        fl.ClientData(torch.ones(3), LABELS, [])
     with pytest.raises(TypeError, match="Invalid sizes of type float64: not integers"):
         fl.ClientData(torch.ones(3), LABELS, [3.0])
     with pytest.raises(TypeError, match="Invalid inputs of type torch.complex64: not real"):
@@ -205,3 +203,26 @@ def test_tensors_keep_their_type_in_from_parts(as_readers_run_it):
 def test_sizes_whose_sum_overflows_are_refused():
     with pytest.raises(ValueError, match="Invalid sizes: they sum to 18446744073709551619"):
         fl.ClientData(torch.ones(3), LABELS, np.array([2**62] * 4 + [3]))
+
+
+def test_a_negated_view_is_its_values(as_readers_run_it):
+    view = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert view.is_neg()
+    found, wanted = (
+        fl.ClientData(x, torch.zeros(2), np.array([2])) for x in (view, torch.tensor([-2.0, 4]))
+    )
+    assert torch.equal(found.inputs, wanted.inputs)
+    assert found.digest == wanted.digest
+    assert fl.mean_interval(view) == fl.mean_interval([-2.0, 4.0])
+
+
+@pytest.mark.parametrize("ids", [{0}, None, slice(2)])
+def test_positions_are_asked_for_as_integers(ids, as_readers_run_it):
+    clients = fl.ClientData(torch.eye(2), torch.zeros(2), np.array([1, 1]))
+    with pytest.raises(TypeError, match="Invalid ids of type object: not integers"):
+        clients.select(ids)
+
+
+def test_an_empty_list_is_told_to_be_empty(as_readers_run_it):
+    with pytest.raises(ValueError, match=r"Invalid sizes: its shape is \(0,\)"):
+        fl.ClientData(torch.eye(2), torch.zeros(2), [])

@@ -97,3 +97,10 @@ def test_digits_are_scikit_learns():
     assert (digits.images.min(), digits.images.max()) == (0, 1)
     assert digits.class_names == tuple("0123456789")
     assert set(np.bincount(digits.labels)) <= set(range(170, 190))
+
+
+@pytest.mark.parametrize("argument", ["images", "labels"])
+def test_masked_arrays_are_refused(argument, as_readers_run_it):
+    masked = np.ma.array(getattr(image_set(), argument))
+    with pytest.raises(TypeError, match=f"Invalid {argument}: some entries are masked"):
+        image_set(**{argument: masked})

@@ -219,3 +219,16 @@ def test_a_variable_of_torchruns_that_is_wrong_is_named(monkeypatch, name, value
     wrong = pytest.raises(ValueError, match=f"environment variable {name}='{value}'")
     with wrong, distributed.join(device="cpu"):
         pass
+
+
+def test_a_join_that_fails_leaves_the_threads_as_they_were(monkeypatch):
+    def fails(patience):
+        raise RuntimeError("nobody there")
+
+    monkeypatch.setattr(distributed, "_rendezvous", fails)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = torch.get_num_threads()
+    join = distributed.join(device="cpu", threads=before + 1)
+    with pytest.raises(RuntimeError, match="nobody there"):
+        join.__enter__()
+    assert torch.get_num_threads() == before

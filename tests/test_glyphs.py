@@ -135,3 +135,8 @@ def test_glyphs_beyond_ascii():
 def test_glyphs_refuse(as_readers_run_it, arguments, error, message):
     with pytest.raises(error, match=message):
         fl.load_glyphs(**{"seed": 0} | arguments)
+
+
+def test_more_glyphs_than_fit_are_refused():
+    with pytest.raises(ValueError, match="Invalid per_class=1099511627776: must be at most"):
+        fl.load_glyphs("a", per_class=2**40, seed=0)

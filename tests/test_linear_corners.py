@@ -610,3 +610,36 @@ def test_numbers_of_any_type_are_the_numbers_that_they_are():
 def test_eight_bits_do_not_overflow(kind):
     options = dict(distance=0.2, failure=0.05)
     assert linear.cohort_needed(PAIR, num_rounds=kind(200), **options).size == 21210
+
+
+@pytest.mark.parametrize(("size", "w", "lr"), [(1e200, 1.0, 1.0), (1e120, 0.0, 1e200)])
+def test_a_head_step_beyond_all_floats_has_infinite_risk(size, w, lr):
+    B, w = np.eye(5)[:, :2] * size, np.full(2, w)
+    found = linear.head_step_risk(B, w, np.eye(5)[0], num_samples=5, noise_std=1.0, lr=lr)
+    assert found == math.inf
+
+
+def test_a_column_far_shorter_than_another_is_a_direction_all_the_same():
+    tasks = linear.LinearTasks(np.eye(3)[:, :2], np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+    for short in (1e-17, 1e-300):
+        B0 = np.array([[1, 0], [0, short], [0, 0]])
+        assert linear.one_step_floor(tasks, B0) == linear.span_floor(tasks, B0) == 0
+        risk = linear.fine_tuning_risk(B0, np.eye(3)[1], num_samples=13, noise_std=1.0)
+        assert risk == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("distance", [1 - 4e-13, 1 - 1e-15])
+def test_no_step_size_is_promised_where_rounding_decides(distance):
+    with pytest.raises(ValueError, match="Invalid distance=.* rounding decides"):
+        linear.largest_lr(PAIR, distance=distance, local_steps=2)
+
+
+def test_a_truth_value_is_no_round(as_readers_run_it):
+    traj = linear.run(PAIR, np.eye(3)[:, :1], np.zeros(1), local_steps=1, lr=0.1, num_rounds=2)
+    with pytest.raises(IndexError, match="Invalid round_num=True"):
+        traj[True]
+
+
+def test_floats_longer_than_float64_are_finite_in_it_or_refused(as_readers_run_it):
+    with pytest.raises(ValueError, match="Invalid B: NaN or infinity"):
+        linear.subspace_distance(np.array([[np.longdouble("1e4000")]]), np.eye(1))

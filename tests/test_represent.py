@@ -435,3 +435,34 @@ HOLED = np.where(np.eye(6, 2) > 0, np.nan, X)
 def test_measures_refuse(as_readers_run_it, call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_features_near_the_end_of_float64_are_like_others():
+    x, labels = normal(8, 3), np.repeat([0, 1], 4)
+    huge = x / np.abs(x).max() * 1.7e308
+    assert fl.linear_cka(huge, x) == pytest.approx(1)
+    assert fl.effective_rank(huge) == pytest.approx(fl.effective_rank(x))
+    found, wanted = (fl.class_similarity(a, labels, centre=True) for a in (huge, x))
+    np.testing.assert_allclose(found.matrix, wanted.matrix)
+
+
+def test_rounding_is_no_feature():
+    rows = np.array([[0.1, 0.3], [0.1, 0.2], [0.1, 0.4]])
+    with pytest.raises(ValueError, match="row 0 is zero and has no direction"):
+        fl.class_similarity(rows, np.array([0, 0, 1]), centre=True)
+    almost = np.array([0.1, 0.1, np.nextafter(0.1, 1)])[:, None]
+    with pytest.raises(ValueError, match="all examples have the same features"):
+        fl.effective_rank(almost)
+    x = normal(3, 1)
+    assert fl.effective_rank(np.hstack([almost, x])) == 1
+
+
+def test_images_of_any_layout_give_features(as_readers_run_it):
+    model = nn.Sequential(OrderedDict(body=nn.Flatten(), head=nn.Linear(4, 2)))
+    images, params = normal(3, 2, 2).astype(np.float32), fl.params_of(model)
+    for odd in (images[::-1], images.astype(">f4")):
+        found = fl.features(model, params, odd)
+        np.testing.assert_array_equal(found, np.array(odd, np.float32).reshape(3, 4))
+    for bad in (None, [[1.0], [1.0, 2.0]], ["a"]):
+        with pytest.raises((TypeError, ValueError), match="Invalid images"):
+            fl.features(model, params, bad)

@@ -343,3 +343,11 @@ def test_what_is_written_to_a_mapped_federation_is_noticed(folder):
     clients.targets[0] = -100
     with pytest.raises(ValueError, match="the least label is -100"):
         _ = clients.num_classes
+
+
+def test_what_is_known_of_a_stored_federation_holds(folder):
+    clients = fl.load_clients(folder)
+    with pytest.raises(ValueError, match="read-only"):
+        clients.sizes[0] = 9
+    clients.targets.numpy()[:] = 7  # a write that torch does not count
+    assert clients.num_classes == 8

@@ -33,6 +33,9 @@ EPS = float(np.finfo(np.float64).eps)
 ORDINARY = 100
 """Numbers between 2^-100 and 2^100 are not rescaled: squares of five of them stay finite."""
 
+FAR = 20
+"""A column shorter than another by 2^20 is rescaled before a basis is found."""
+
 
 def floats(name: str, value: object, shape: Sequence[int | None] | None) -> np.ndarray:
     """Return ``value`` as float64, refusing NaN, infinity and any other shape.
@@ -41,9 +44,7 @@ def floats(name: str, value: object, shape: Sequence[int | None] | None) -> np.n
         TypeError: if its entries are not real numbers.
         ValueError: names the array, what is wrong, and the shape to use; None fits any length.
     """
-    with np.errstate(over="ignore"):  # from a longer type of float
-        array = check_array(name, value, shape).astype(np.float64, copy=False)
-    return check_array(name, array)
+    return check_array(name, value, shape).astype(np.float64, copy=False)
 
 
 def scaled(
@@ -95,8 +96,13 @@ def defect(B: np.ndarray, lr: float) -> np.ndarray | float:
 def orthonormal(A: np.ndarray, *, at_least: float | None = None) -> np.ndarray:
     """Return an orthonormal basis of the columns of ``A``, shape (d, rank).
 
-    Singular values up to ``at_least`` count as zero; if None, up to rounding of the largest.
+    Singular values up to ``at_least`` count as zero; if None, up to rounding of the largest, after
+    columns far shorter than the longest are brought to its size, by powers of two.
     """
+    if at_least is None:
+        exponents = np.frexp(np.abs(A).max(axis=0))[1]
+        below = exponents.max() - exponents
+        A = np.ldexp(A, np.where(below > FAR, below, 0)) if (below > FAR).any() else A
     A, exponent = scaled(A)
     U, s, _ = np.linalg.svd(A, full_matrices=False)
     least = max(A.shape) * EPS * s[0] if at_least is None else rescaled(at_least, -exponent)

@@ -27,8 +27,8 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if one is out of range, the heads lie in a hyperplane or are matrices, or the
-            step size is too small for float64.
+        ValueError: if one is out of range, the heads lie in a hyperplane or are matrices, the
+            distance is within 5e-13 of 1, or the step size is too small for float64.
 
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
@@ -41,6 +41,8 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
     one_output(tasks)
     local_steps = check_int("local_steps", local_steps, minimum=2)
     rho, E0 = _rho(tasks, distance)
+    if E0 < 1e-12:
+        refuse("distance", distance, "rounding decides so near 1", "distance <= 1 - 1e-12")
     eta = min(rho**2 / 40 / forcing(1.0, local_steps, E0), rho / 20 / (local_steps - 1))
     lr = (1 - 1e-9) * math.sqrt(eta) / tasks.L_max
     if lr < sys.float_info.min:

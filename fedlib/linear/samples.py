@@ -166,9 +166,11 @@ def head_step_risk(
     parts += [(np.array([client.noise_std]), client.noise_exponent)]
     top = max([e for part, e in parts if part.any()], default=0) + max(power, 0)
     x = rescaled(begin, begun - top) - rescaled(inside, client.exponent - top)
+    # The step of x, from the parts: where it is of ordinary size, x itself may be below all floats.
+    y = rescaled(begin, begun - top + power) - rescaled(inside, client.exponent - top + power)
+    loud = rescaled(missed, 2 * (client.exponent - top + power))
+    loud = rescaled(client.noise_std**2, 2 * (client.noise_exponent - top + power)) + loud
     missed = rescaled(missed, 2 * (client.exponent - top))
-    noise = rescaled(client.noise_std**2, 2 * (client.noise_exponent - top))
-    y, loud = rescaled(x, power), rescaled(noise + missed, 2 * power)
     # E[Ĝ M Ĝ] = (1 + 1/n) M + tr(M)/n I for Ĝ = GᵀG/n with n standard normal rows.
     spread = np.sum((H @ y) ** 2) + np.sum(H**2) * (y @ y + loud)
     risk = missed + np.sum((x - H @ y) ** 2) + spread / n

@@ -57,6 +57,8 @@ class Trajectory:
             IndexError: if the run has no such round.
         """
         try:
+            if isinstance(round_num, bool | np.bool_):
+                raise TypeError
             return self.basis @ self.coords[round_num], self.w[round_num]
         except (IndexError, TypeError, ValueError):
             last = len(self) - 1
