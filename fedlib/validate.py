@@ -184,19 +184,39 @@ class Replica:
 
 def _copy(model: nn.Module) -> nn.Module:
     kept = {id(p): p for p in model.parameters()}
+    names = {_address(p): name for name, p in model.named_parameters() if _address(p)}
+    results = []
     # Activations that a module keeps, or weights that a hook computed, are results of torch, which
     # it does not copy.
     for module in model.modules():
-        for value in tree_leaves({n: v for n, v in vars(module).items() if n[0] != "_"}):
+        for value in tree_leaves({n: v for n, v in vars(module).items() if n not in _OWN}):
             if isinstance(value, Tensor) and not value.is_leaf:
                 kept[id(value)] = value.detach().clone()
+                results.append(value)
     try:
-        return copy.deepcopy(model, kept)
+        copied = copy.deepcopy(model, kept)
     except Exception as error:
         raise ValueError(
             f"Invalid model: it cannot be copied ({_reason(error)}), but a run works on a copy. "
             "Keep what copy.deepcopy(model) cannot copy outside the model."
         ) from error
+    # What deepcopy has copied it keeps in a list. No parameter is among it, but perhaps a view of
+    # one, which sees the parameter change in the model, and would not in the copy.
+    for value in (*results, *kept.get(id(kept), [])):
+        if isinstance(value, Tensor) and _address(value) in names:
+            _refuse_reached(names[_address(value)])
+    return copied
+
+
+_OWN = vars(nn.Module()).keys()  # what every module has: its parameters, its hooks
+
+
+def _refuse_reached(name: str) -> None:
+    raise ValueError(
+        f"Invalid model: its forward pass reaches {name} otherwise than through its layers, by a "
+        "captured variable, a list or a view, say, and so would not see it change. Use self.NAME "
+        "in a method, nn.ModuleList or nn.ParameterList."
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -530,11 +550,7 @@ def _judge(
             "Leave out dropout, or call model.eval()."
         )
     if watch.touched:
-        raise ValueError(
-            f"Invalid model: its forward pass reaches {watch.touched[0]} otherwise than through "
-            "its layers, by a captured variable or a list, say, and so would not see it change. "
-            "Use self.NAME in a method, nn.ModuleList or nn.ParameterList."
-        )
+        _refuse_reached(watch.touched[0])
     changed = [
         n for n, value in replica.model.named_buffers() if not _same(value, buffers.get(n, value))
     ]
@@ -560,20 +576,50 @@ def _judge(
             "overflow on the way. Scale the inputs, or start from smaller parameters."
         )
 
-    def same_for_the_first(batch: Tensor) -> bool:
-        return _alike(replica(dict(start), batch.clone())[:1], outputs[:1])
+    def call(batch: Tensor) -> Tensor:
+        return replica(dict(start), batch.clone())
 
-    if not same_for_the_first(x):
+    _check_pure(call, clients.inputs)
+    try:
+        alone = call(x[:1])
+    except Exception as error:
+        raise ValueError(
+            f"Invalid model: it cannot take one example alone ({_reason(error)}), but a client or "
+            "a last batch may have one only. Use GroupNorm instead of batch normalisation, or call "
+            "model.eval()."
+        ) from error
+    _check_outputs(alone, 1, clients)
+    return verdict
+
+
+def _check_pure(call: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    """Refuse what is no function of each example alone, tried on two that are not alike."""
+    pair = _unlike(inputs)
+    outputs = call(pair)
+    if not _alike(call(pair), outputs):
         raise ValueError(
             "Invalid model: called twice on the same inputs it gives two results, as with a "
             "generator or a counter of its own. Make it a function of its inputs and parameters."
         )
-    if not same_for_the_first(x[:1].expand(2, *x.shape[1:])):
+    twins = pair[:1].expand(2, *pair.shape[1:])
+    if not (_alike(call(twins)[:1], outputs[:1]) and _alike(call(pair.flip(0)).flip(0), outputs)):
         raise ValueError(
             "Invalid model: an example's output depends on the others of its batch, as with batch "
             "normalisation. Use GroupNorm instead, or call model.eval()."
         )
-    return verdict
+
+
+def _unlike(inputs: Tensor) -> Tensor:
+    """Return the first example and one that differs from it, made up if there is none nearby."""
+    first = inputs[:1]
+    for few in (inputs[1:2], inputs[2:1000]):
+        other = (few != first).flatten(1).any(1).nonzero()
+        if len(other):
+            return torch.cat([first, few[other[0]]])
+    made = first.flatten().roll(1).view(first.shape)
+    if torch.equal(made, first) and made.is_floating_point():
+        made = made + _waves(made, 1).abs()
+    return torch.cat([first, made])
 
 
 def _check_outputs(outputs: object, n: int, clients: ClientData) -> None:
@@ -624,10 +670,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
+    if not b.is_floating_point():
+        return torch.equal(a, b)
     finite = b[b.isfinite()]
     rtol = min(1e4 * torch.finfo(b.dtype).eps, 0.05)
     size = float(finite.abs().max()) if finite.numel() else 0.0
-    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=rtol * size)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=rtol * size, equal_nan=True)
 
 
 # --- Rules --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import io
 import threading
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -476,3 +477,84 @@ def test_full_batches_hold_one_row_of_positions():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 300 * 7000 * 8 / 4  # all steps' positions once, over four
+
+
+# --- Models that would silently be others -------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A linear model with something added to it by ``more``, or used instead of it."""
+
+    def __init__(self, forward, **more):
+        super().__init__()
+        self.head, self.how = nn.Linear(16, 3).double(), forward
+        for name, make in more.items():
+            setattr(self, name, make(self.head.weight))
+
+    def forward(self, x):
+        return self.how(self, x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: w.t(),
+        lambda w: [w[:, :].t()],
+        lambda w: w.data.t(),
+        lambda w: nn.Buffer(w.detach().t()),
+        lambda w: SimpleNamespace(view=w.detach().t()),
+    ],
+)
+@pytest.mark.parametrize("call", ENTRANCES)
+def test_a_view_of_a_parameter_is_refused(call, make):
+    def forward(self, x):
+        kept = self.view[0] if isinstance(self.view, list) else self.view
+        return x @ getattr(kept, "view", None) if isinstance(kept, SimpleNamespace) else x @ kept
+
+    with pytest.raises(ValueError, match=r"reaches head.weight otherwise than through its layers"):
+        call(Odd(forward, view=make))
+
+
+def linear_of(change):
+    return Odd(lambda self, x: self.head(change(x)))
+
+
+def test_first_examples_that_are_equal_hide_nothing():
+    model = linear_of(lambda x: x - x.mean(0))
+    for value in (0, 1):
+        for rows in (1, 2, 29):  # made equal
+            clients = federation()
+            clients.inputs[:rows] = value
+            with pytest.raises(ValueError, match="depends on the others of its batch"):
+                run(model, clients)
+    clients = fl.ClientData(torch.tensor([[1, 2], [1, 2]]), torch.tensor([0, 2]), np.array([1, 1]))
+    words, config = nn.Sequential(nn.Embedding(3, 8), nn.Flatten()), replace(CONFIG, cohort_size=2)
+    run(nn.Sequential(words, nn.Linear(16, 3)), clients, config)
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        run(nn.Sequential(words, nn.BatchNorm1d(16, track_running_stats=False)), clients, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.cumsum(0), lambda x: x + torch.arange(len(x))[:, None]],
+)
+def test_outputs_do_not_depend_on_the_place_in_a_batch(change):
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        fl.evaluate(linear_of(change), fl.params_of(linear_of(change)), federation())
+
+
+def test_one_example_is_a_batch():
+    model = Odd(lambda self, x: self.head(x).squeeze())
+    with pytest.raises(ValueError, match=r"it maps 1 inputs to shape \(3,\)"):
+        fl.evaluate(model, fl.params_of(model), federation())
+
+
+def test_a_result_that_a_model_keeps_may_have_any_name():
+    def forward(self, x):
+        self._last = self.head(x)
+        return self._last
+
+    model = Odd(forward)
+    expected = run(model)
+    model(federation().inputs[:2])
+    assert distance(run(model), expected) == 0
