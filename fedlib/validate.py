@@ -9,6 +9,7 @@ model and its data, until the model's code, hooks, mode or parts are others.
 __all__ = [
     "Ready",
     "Replica",
+    "check_body",
     "check_clients",
     "check_model",
     "check_params",
@@ -19,6 +20,7 @@ __all__ = [
     "probe",
     "same_probe",
     "trainable_of",
+    "untouched",
 ]
 
 import copy
@@ -27,9 +29,10 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -144,6 +147,17 @@ def _silent() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def untouched(inputs: Tensor) -> Iterator[None]:
+    """Set the user's data back if a model writes into them, as it may do for some values only."""
+    kept, version = inputs.clone(), inputs._version
+    try:
+        yield
+    finally:
+        if inputs._version != version:
+            inputs.copy_(kept)
+
+
 class Replica:
     """A private copy of a module, which is called with other parameters than its own.
 
@@ -231,7 +245,7 @@ class _Verdict:
     """What was found about a model and its data; ``found`` holds what was asked for later."""
 
     def __init__(self) -> None:
-        self.spare, self.found = False, {}
+        self.spare, self.pads, self.found = False, False, {}
 
 
 _verdicts: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
@@ -314,16 +328,16 @@ class Ready:
                 "any step: its outputs overflow. Scale the inputs, or start from smaller "
                 "parameters."
             )
-        for name, g in zip(names, grads, strict=True):
-            if not bool(g.isfinite().all()):
+        twice, four = (
+            _losses_and_grads(replica, self.params, names, *_repeated(x, y, n))[1] for n in (2, 4)
+        )
+        for name, *each in zip(names, grads, twice, four, strict=True):
+            if not all(bool(g.isfinite().all()) for g in each):
                 raise ValueError(
                     f"Invalid model: the gradient of {name} is infinite or NaN before any step: it "
                     "overflows, or there is none, as of a root at 0. Scale the inputs, or start "
                     "from other parameters."
                 )
-        twice, four = (
-            _losses_and_grads(replica, self.params, names, *_repeated(x, y, n))[1] for n in (2, 4)
-        )
         for name, g2, g4 in zip(names, twice, four, strict=True):
             if not _near(g4, 2 * g2, float(g2.abs().max()) if g2.numel() else 0.0):
                 raise ValueError(
@@ -341,6 +355,8 @@ class Ready:
         for name, module in self.model.named_modules():
             if getattr(module, "padding_idx", None) is not None:
                 return f"the padding_idx of {name or 'its layer'} would be ignored"
+        if self.verdict.pads:
+            return "the padding_idx in its forward pass would be ignored"
         x, y = _examples(self.clients)
         # Two clients with parameters and batches of their own.
         both = [self.params, {n: _nudged(p, i) for i, (n, p) in enumerate(self.params.items())}]
@@ -478,18 +494,26 @@ def _mark(value: object, depth: int = 3) -> object:
         return tuple(_mark(part, depth - 1) for part in value)
     if isinstance(value, FunctionType):
         return id(value), value.__code__
+    if (
+        depth
+        and hasattr(value, "__dict__")
+        and not isinstance(value, type | ModuleType | nn.Module)
+    ):
+        return id(value), _mark(vars(value), depth)  # settings, say
     return id(value)
 
 
 class _Watch(TorchDispatchMode):
-    """Sees the operations of a forward pass: whether they draw, and which memory they read."""
+    """Sees the operations of a forward pass: which memory they read, which padding they know."""
 
     def __init__(self, others: dict[int, str]) -> None:
         super().__init__()
-        self.others, self.touched, self.draws = others, [], False
+        self.others, self.touched, self.pads = others, [], False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.draws |= torch.Tag.nondeterministic_seeded in func.tags
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        self.pads |= given.get("padding_idx", -1) >= 0
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor) and _address(value) in self.others:
                 self.touched.append(self.others[_address(value)])
@@ -501,6 +525,11 @@ def _address(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):  # sparse, say
         return None
+
+
+def _addresses(model: nn.Module) -> dict[int, str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {_address(t): name for name, t in named if _address(t)}
 
 
 def _judge(
@@ -527,12 +556,7 @@ def _judge(
     x, start = clients.inputs[:2].clone(), {name: p.clone() for name, p in params.items()}
     given, buffers = dict(start), {n: b.clone() for n, b in replica.model.named_buffers()}
     generators = _generators(x.device)
-    others = {
-        _address(t): name
-        for name, t in (*model.named_parameters(), *model.named_buffers())
-        if _address(t)
-    }
-    watch, version = _Watch(others), x._version
+    watch, version = _Watch(_addresses(model)), x._version
     try:
         with watch:
             outputs = replica(given, x)
@@ -544,13 +568,7 @@ def _judge(
         ) from error
     if broken:
         _refuse_broken(broken)
-    if watch.draws and _moved(generators, x.device):
-        raise ValueError(
-            "Invalid model: it draws from torch's global generator, as dropout does. "
-            "Leave out dropout, or call model.eval()."
-        )
-    if watch.touched:
-        _refuse_reached(watch.touched[0])
+    _refuse_impure(_moved(generators, x.device), watch)
     changed = [
         n for n, value in replica.model.named_buffers() if not _same(value, buffers.get(n, value))
     ]
@@ -566,6 +584,7 @@ def _judge(
             "Embedding(max_norm=...) does. Leave max_norm out."
         )
     _check_outputs(outputs, len(x), clients)
+    verdict.pads = watch.pads
     # Inputs that the module writes into, a view of the user's data perhaps, are copied from now on.
     verdict.spare = x._version != version or not _same(x, clients.inputs[:2])
     replica.spare = verdict.spare
@@ -590,6 +609,38 @@ def _judge(
         ) from error
     _check_outputs(alone, 1, clients)
     return verdict
+
+
+def check_body(
+    model: nn.Module, call: Callable[[Params, Tensor], Tensor], params: Params, inputs: Tensor
+) -> None:
+    """Refuse a body as ``check_model`` refuses a model.
+
+    Raises:
+        ValueError: if it draws random numbers or uses what is not in the copy, or an example's
+            output depends on others.
+    """
+    if not len(inputs):
+        return
+    start = {name: p.clone() for name, p in params.items()}
+    generators = _generators(inputs.device)
+    try:
+        with _Watch(_addresses(model)) as watch:
+            call(start, inputs[:2])
+    finally:
+        drew = _moved(generators, inputs.device)
+    _refuse_impure(drew, watch)
+    _check_pure(lambda batch: call(start, batch), inputs)
+
+
+def _refuse_impure(drew: bool, watch: _Watch) -> None:
+    if drew:
+        raise ValueError(
+            "Invalid model: it draws from a global generator, as dropout does. "
+            "Leave out dropout, or call model.eval()."
+        )
+    if watch.touched:
+        _refuse_reached(watch.touched[0])
 
 
 def _check_pure(call: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
@@ -650,18 +701,24 @@ def _check_outputs(outputs: object, n: int, clients: ClientData) -> None:
         )
 
 
-def _generators(device: torch.device) -> list[Tensor]:
-    states = [torch.random.get_rng_state()]
+def _generators(device: torch.device) -> list:
+    """Return the states of NumPy's and torch's global generators.
+
+    Not of Python's, from which type checkers such as beartype draw.
+    """
+    states = [np.random.get_state(), torch.random.get_rng_state()]  # noqa: NPY002
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def _moved(before: list[Tensor], device: torch.device) -> bool:
-    """Tell whether torch's generators were used, and set them back."""
-    if all(map(torch.equal, before, _generators(device))):
+def _moved(before: list, device: torch.device) -> bool:
+    """Tell whether NumPy's or torch's generators were used, and set them back."""
+    numpys, *torches = _generators(device)
+    if all(map(np.array_equal, before[0], numpys)) and all(map(torch.equal, before[1:], torches)):
         return False
-    torch.random.set_rng_state(before[0])
-    if len(before) > 1:
-        torch.cuda.set_rng_state(before[1], device)
+    np.random.set_state(before[0])  # noqa: NPY002
+    torch.random.set_rng_state(before[1])
+    if len(before) > 2:
+        torch.cuda.set_rng_state(before[2], device)
     return True
 
 
@@ -681,11 +738,13 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 # --- Rules --------------------------------------------------------------------------------------
 
 
-def check_rule(step: LocalStep, params: Params, *, extra: bool = False) -> str | None:
+def check_rule(
+    step: LocalStep, params: Params, *, extra: bool = False, local_steps: int = 1
+) -> str | None:
     """Refuse a rule that breaks its contract; return why it cannot be stacked, or None if it can.
 
     The rule is tried on made-up parameters of the same shapes, on two clients' together and on each
-    one's alone.
+    one's alone, for at least two of its periods, and for as many steps as a run takes up to 50.
 
     Raises:
         TypeError: if ``step`` is no rule.
@@ -694,17 +753,18 @@ def check_rule(step: LocalStep, params: Params, *, extra: bool = False) -> str |
     """
     check_step(step)
     shapes = tuple((tuple(p.shape), p.dtype, p.device) for p in params.values())
+    count = max(2, min(local_steps, 50) // step.period) * step.period
     with _lock, own_modes(shapes[0][2] if shapes else torch.device("cpu"), grad=False):
         try:
-            return _rule(step, shapes, extra)
+            return _rule(step, shapes, extra, count)
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise
-            return _rule.__wrapped__(step, shapes, extra)
+            return _rule.__wrapped__(step, shapes, extra, count)
 
 
 @lru_cache(maxsize=64)
-def _rule(step: LocalStep, shapes: tuple, extra: bool) -> str | None:
+def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None:
     like = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
 
     def numbers(phase: int, scale: float = 1.0) -> list[Tensor]:
@@ -720,7 +780,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool) -> str | None:
     def steps(start: list[Tensor], extra: list[Tensor] | None, grads: Callable) -> list[Tensor]:
         before = [p.clone() for p in start]
         params, state = start, step.init(start, extra)
-        for k in range(2 * step.period):
+        for k in range(count):
             params, state = step.update(params, grads(k), state, 0.1)
             params = list(params)
             told = [(tuple(p.shape), p.dtype) for p in params]
@@ -757,8 +817,8 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool) -> str | None:
             "tensors, as LocalStep says."
         ) from error
     finally:
-        _moved(generators, device)
-    if not repeated:
+        drew = _moved(generators, device)
+    if drew or not repeated:
         raise ValueError(
             f"Invalid step {step.name}: for the same parameters and gradients it gives two "
             "results, so that no run could be repeated. Draw noise in a loop over run_round, with "
@@ -816,25 +876,44 @@ def probe(ready: Ready, step: LocalStep) -> list[list[float]]:
         for k in range(2 * step.period):
             moved, state = step.update(moved, [g * (k + 1) for g in grads], state, 0.1)
         moves = [(b - a).flatten() for a, b in zip(start, moved, strict=True)]
-    return [_sums(outputs), _sums(torch.cat([m.to(outputs.dtype) for m in moves]))]
+        # Where gradients are small, constants such as a decay show; in double precision, since the
+        # step is small too.
+        small = [p.double() if p.is_floating_point() else p for p in start]
+        try:
+            state = step.init(small, None)
+        except ValueError:
+            state = step.init(small, [torch.zeros_like(p) for p in small])
+        last, _ = step.update(
+            small, [1e-3 * g.to(p) for g, p in zip(grads, small, strict=True)], state, 0.1
+        )
+        rests = [(b - a).flatten() for a, b in zip(small, last, strict=True)]
+    moved = _sums(torch.cat([m.to(outputs.dtype) for m in moves]))
+    return [_sums(outputs), moved, _sums(torch.cat(rests)), [_TOLERANCES.get(outputs.dtype, 0.05)]]
+
+
+# How far probes may be apart: as far as processors round otherwise.
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+_OLD_TOLERANCE = 2e-3  # of probes that do not tell theirs
 
 
 def _sums(values: Tensor) -> list[float]:
     flat = values.detach().flatten().double().cpu().nan_to_num()
     waves = [_waves(flat, phase) for phase in (0, 1, 2)]
     sums = [float(flat.norm()), *(float(flat @ wave) for wave in waves)]
-    return [float(f"{value:.6g}") for value in sums]
+    return [float(f"{value:.12g}") for value in sums]
 
 
 def same_probe(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> bool:
-    """Tell whether two probes are of one computation, up to rounding in single precision.
+    """Tell whether two probes are of one computation, up to rounding in the coarser precision.
 
     Example:
         >>> same_probe([[2.0, 1.0]], [[2.0, 1.001]]), same_probe([[2.0, 1.0]], [[2.0, 1.1]])
         (True, False)
     """
+    most = max(a[3][0], b[3][0]) if len(a) == len(b) == 4 else _OLD_TOLERANCE
+    a, b = (a[:3], b[:3]) if len(a) == len(b) else (a[:2], b[:2])  # older ones have two rows
     return [*map(len, a)] == [*map(len, b)] and all(
-        abs(u - v) <= 2e-3 * max(map(abs, [*ours, *theirs]), default=0)
+        abs(u - v) <= most * max(map(abs, [*ours, *theirs]), default=0)
         for ours, theirs in zip(a, b, strict=True)
         for u, v in zip(ours, theirs, strict=True)
     )
