@@ -28,7 +28,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import CodeType, FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
@@ -767,8 +767,12 @@ def check_rule(
 def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None:
     like = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
 
+    @cache
+    def made(phase: int) -> list[Tensor]:
+        return [_waves(p, phase + i) for i, p in enumerate(like)]
+
     def numbers(phase: int, scale: float = 1.0) -> list[Tensor]:
-        return [_waves(p, phase + i).mul_(scale) for i, p in enumerate(like)]
+        return [p * scale for p in made(phase)]
 
     # The clients' gradients are of very different lengths, each once long and once short.
     scales = [(0.03, 30.0), (300.0, 0.3), (3e-4, 3000.0), (1.0, 1e-3)]
@@ -801,7 +805,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
         return steps(
             [p.clone() for p in start],
             more and [e.clone() for e in more],
-            lambda k: numbers(3 * k + 7 * i, scale(k)),
+            lambda k: numbers(3 * (k % 4) + 7 * i, scale(k)),
         )
 
     generators = _generators(like[0].device) if like else _generators(torch.device("cpu"))
@@ -834,7 +838,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
             lambda k: [
                 torch.stack(g)
                 for g in zip(
-                    *(numbers(3 * k + 7 * i, clients[i][2](k)) for i in range(2)), strict=True
+                    *(numbers(3 * (k % 4) + 7 * i, clients[i][2](k)) for i in range(2)), strict=True
                 )
             ],
         )
