@@ -138,6 +138,6 @@ def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         x, y = clients.inputs[whole], clients.targets[whole]
         # Kernels round by alignment: data that lie otherwise than in a copy are copied.
         if x.data_ptr() % 64 == y.data_ptr() % 64 == 0:
-            return x, y
+            return x.clone(), y  # a model may write into it
     index = torch.as_tensor(rows, device=clients.device)
     return clients.inputs.index_select(0, index), clients.targets.index_select(0, index)

@@ -372,7 +372,9 @@ def resolve_strategy(
     check_period(step, local_steps)
     names = [name for name in ready.params if name in set(trainable)]
     ready.check_trainable(names)
-    apart = check_rule(step, {name: ready.params[name] for name in names}, extra=extra)
+    moving = {name: ready.params[name] for name in names}
+    tried = local_steps if strategy.stack else 1
+    apart = check_rule(step, moving, extra=extra, local_steps=tried)
     if strategy.stack:
         apart = ready.why_apart(names) or apart
         if apart and not automatic:
@@ -470,7 +472,8 @@ def _forward(
         return call(params, x)
     with torch.autocast(x.device.type, autocast):
         outputs = call(params, x)
-    return outputs.to(next(iter(params.values())).dtype)
+    own = (p.dtype for p in params.values() if p.is_floating_point())
+    return outputs.to(next(own, outputs.dtype))
 
 
 def _loss(

@@ -15,7 +15,7 @@ from fedlib._checks import check_array, check_in, check_number, check_positive_i
 from fedlib.clients import ClientData
 from fedlib.losses import example_losses
 from fedlib.models import Params
-from fedlib.validate import Ready, check_clients, check_model, own_modes
+from fedlib.validate import Ready, check_clients, check_model, own_modes, untouched
 
 
 def evaluate(
@@ -78,7 +78,8 @@ def _scores(
     scores = []
     with own_modes(inputs.device, grad=False):
         for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            outputs = ready.replica()(params, x)
+            with untouched(x):
+                outputs = ready.replica()(params, x)
             if metric == "accuracy":
                 largest, found = outputs.max(1)  # NaN counts as the largest, but names no class
                 scores.append((found == y) & ~largest.isnan())

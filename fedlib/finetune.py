@@ -13,7 +13,7 @@ from fedlib.batches import all_of, draw_batches
 from fedlib.clients import ClientData
 from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
 from fedlib.models import BodyHead, Params
-from fedlib.validate import Ready, Replica, check_model, own_modes
+from fedlib.validate import Ready, Replica, check_model, own_modes, untouched
 
 _CHUNK = 2000  # examples in one forward pass of the body
 
@@ -152,7 +152,10 @@ def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
     with own_modes(clients.device, grad=False):
         replica = ready.replica()
         body, spare = replica.loaded(ready.params).body, replica.spare
-        rows = [body(x.clone() if spare else x) for x in clients.inputs.split(_CHUNK)]
+        rows = []
+        for x in clients.inputs.split(_CHUNK):
+            with untouched(x):
+                rows.append(body(x.clone() if spare else x))
         if not all(isinstance(row, Tensor) and row.ndim for row in rows):
             return None
         inputs = torch.cat(rows)
@@ -162,8 +165,11 @@ def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
         if head.keys() != dict(model.head.named_parameters()).keys():
             return None
         # A head may use more than what the body returns.
-        x = clients.inputs[:2]
-        apart = Replica(model.head, spare=True)(head, inputs[:2])
+        x = clients.inputs[:2].clone()
+        try:
+            apart = Replica(model.head, spare=True)(head, inputs[:2])
+        except Exception:
+            return None
         if not torch.allclose(apart, replica(ready.params, x), rtol=1e-3, atol=1e-5):
             return None
     featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)

@@ -101,8 +101,10 @@ def local_sgd(
         return task_loss(replica(params, x), y)
 
     with own_modes(inputs.device):
-        rows = torch.tensor(batches, device=inputs.device)
+        full = batches.strides[0] == 0  # one row's memory for all steps: one batch for all
+        rows = torch.tensor(batches[:1] if full else batches, device=inputs.device)
         pairs = ((inputs.index_select(0, row), targets.index_select(0, row)) for row in rows)
+        pairs = list(pairs) * len(batches) if full else pairs
         return run_steps(loss, params, pairs, lr=lr, step=step, trainable=trainable)
 
 
@@ -190,7 +192,15 @@ def run_steps(
     start = list(leaves.values())
     versions = [p._version for p in start]
     state = step.init(start, extra)
+    # A list holds one batch for all steps, which a step must not change for those after it.
+    first = batches[0][0] if isinstance(batches, list) else None
+    version = None if first is None else first._version
     leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
+    if first is not None and first._version != version:
+        raise ValueError(
+            "Invalid model: it writes into some of its inputs, though not into the first two "
+            "examples. Return new tensors: x.clamp(max=1), not x.clamp_(max=1)."
+        )
     if [p._version for p in start] != versions:
         raise ValueError(
             f"Invalid step {step.name}: it writes into the parameters that it is given, which are "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
 from fedlib.clients import as_numbers
 from fedlib.models import Params
-from fedlib.validate import Replica, check_params, own_modes
+from fedlib.validate import Replica, check_body, check_params, own_modes
 
 
 def features(
@@ -50,7 +50,7 @@ def features(
     Raises:
         TypeError: if an argument is of another type.
         ValueError: if the model has no body, or no such layer, or the parameters or images do not
-            fit it.
+            fit it, or the body is no function of its parameters and of each image alone.
 
     Example:
         >>> import fedlib as fl
@@ -67,7 +67,8 @@ def features(
     if not isinstance(getattr(model, "body", None), nn.Module):
         raise ValueError("Invalid model: it has no body. Use a model such as BodyHead(body, head).")
     with own_modes(torch.device("cpu")):
-        body = Replica(model).loaded(params).body.eval()
+        replica = Replica(model)
+    body = replica.model.body.eval()
     if layer is not None:
         if not isinstance(body, nn.Sequential):
             raise ValueError(
@@ -82,23 +83,27 @@ def features(
             )
         # Not a hook on the layer: an in-place ReLU behind it would overwrite what the hook saw.
         body = body[: layer + 1]
-    images = as_numbers("images", images)
-    if not isinstance(images, Tensor):  # torch takes no read-only memory, none that runs backwards
-        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    inputs = images
-    try:
-        with own_modes(inputs.device, grad=False):
-            rows = [body(x.clone()).flatten(1) for x in inputs.split(chunk)]
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Invalid images: the body cannot take shape {tuple(inputs.shape)}, dtype "
-            f"{inputs.dtype} on {inputs.device} ({reason}). Use images of the shape that it was "
-            "built for, and bring both to one dtype and device."
-        ) from error
-    return torch.cat(rows)
+    inputs = as_numbers("images", images)
+    if not isinstance(inputs, Tensor):  # torch takes no read-only memory, none that runs backwards
+        inputs = torch.from_numpy(np.require(inputs, requirements=["C", "W"]))
+
+    def call(params: Params, x: Tensor) -> Tensor:
+        replica.loaded(params)
+        try:
+            return body(x.clone()).flatten(1)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"Invalid images: the body cannot take shape {tuple(inputs.shape)}, dtype "
+                f"{inputs.dtype} on {inputs.device} ({reason}). Use images of the shape that it "
+                "was built for, and bring both to one dtype and device."
+            ) from error
+
+    with own_modes(inputs.device, grad=False):
+        check_body(model, call, params, inputs)
+        return torch.cat([call(params, x) for x in inputs.split(chunk)])
 
 
 def linear_cka(x: Real[Tensor | np.ndarray, "n p"], y: Real[Tensor | np.ndarray, "n q"]) -> float:

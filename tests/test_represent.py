@@ -81,7 +81,8 @@ def test_features_meet_no_more_images_at_once_than_chunk():
     model, images = fl.BodyHead(Meter(), nn.Linear(4, 2)), torch.rand(7, 1, 2, 2)
     found = fl.features(model, fl.params_of(model), images, chunk=3)
     assert torch.equal(found, images.flatten(1))
-    assert met == [3, 3, 1]
+    assert met[-3:] == [3, 3, 1]
+    assert max(met) == 3
 
 
 def test_features_are_those_of_evaluation_and_leave_the_model_alone():

@@ -5,11 +5,13 @@ import io
 import threading
 import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fedlib as fl
 from fedlib import validate
@@ -476,3 +478,263 @@ def test_full_batches_hold_one_row_of_positions():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 300 * 7000 * 8 / 4  # all steps' positions once, over four
+
+
+# --- Models that would silently be others -------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A linear model with something added to it by ``more``, or used instead of it."""
+
+    def __init__(self, forward, **more):
+        super().__init__()
+        self.head, self.how = nn.Linear(16, 3).double(), forward
+        for name, make in more.items():
+            setattr(self, name, make(self.head.weight))
+
+    def forward(self, x):
+        return self.how(self, x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: w.t(),
+        lambda w: [w[:, :].t()],
+        lambda w: w.data.t(),
+        lambda w: nn.Buffer(w.detach().t()),
+        lambda w: SimpleNamespace(view=w.detach().t()),
+    ],
+)
+@pytest.mark.parametrize("call", ENTRANCES)
+def test_a_view_of_a_parameter_is_refused(call, make):
+    def forward(self, x):
+        kept = self.view[0] if isinstance(self.view, list) else self.view
+        return x @ getattr(kept, "view", None) if isinstance(kept, SimpleNamespace) else x @ kept
+
+    with pytest.raises(ValueError, match=r"reaches head.weight otherwise than through its layers"):
+        call(Odd(forward, view=make))
+
+
+def linear_of(change):
+    return Odd(lambda self, x: self.head(change(x)))
+
+
+def test_first_examples_that_are_equal_hide_nothing():
+    model = linear_of(lambda x: x - x.mean(0))
+    for value in (0, 1):
+        for rows in (1, 2, 29):  # made equal
+            clients = federation()
+            clients.inputs[:rows] = value
+            with pytest.raises(ValueError, match="depends on the others of its batch"):
+                run(model, clients)
+    clients = fl.ClientData(torch.tensor([[1, 2], [1, 2]]), torch.tensor([0, 2]), np.array([1, 1]))
+    words, config = nn.Sequential(nn.Embedding(3, 8), nn.Flatten()), replace(CONFIG, cohort_size=2)
+    run(nn.Sequential(words, nn.Linear(16, 3)), clients, config)
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        run(nn.Sequential(words, nn.BatchNorm1d(16, track_running_stats=False)), clients, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.cumsum(0), lambda x: x + torch.arange(len(x))[:, None]],
+)
+def test_outputs_do_not_depend_on_the_place_in_a_batch(change):
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        fl.evaluate(linear_of(change), fl.params_of(linear_of(change)), federation())
+
+
+def test_one_example_is_a_batch():
+    model = Odd(lambda self, x: self.head(x).squeeze())
+    with pytest.raises(ValueError, match=r"it maps 1 inputs to shape \(3,\)"):
+        fl.evaluate(model, fl.params_of(model), federation())
+
+
+def test_a_result_that_a_model_keeps_may_have_any_name():
+    def forward(self, x):
+        self._last = self.head(x)
+        return self._last
+
+    model = Odd(forward)
+    expected = run(model)
+    model(federation().inputs[:2])
+    assert distance(run(model), expected) == 0
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda x, w: x @ w, r"reaches 0|reaches body.1.weight"),
+        (lambda x, w: x - x.mean(0), "depends on the others"),
+        (lambda x, w: x + torch.rand(()), "draws from a global generator"),
+        (lambda x, w: x + np.random.rand(), "draws from a global generator"),
+    ],
+)
+def test_features_of_what_is_no_function_are_refused(add, message):
+    layer = nn.Linear(16, 16).double()
+    weight = layer.weight
+    body = nn.Sequential(nn.Flatten(), layer, Act(lambda x: add(x, weight), 1.0))
+    model = fl.BodyHead(body, nn.Linear(16, 3).double())
+    clients, states = federation(), (torch.get_rng_state().tolist(), np.random.get_state()[1:3])
+    for call in (
+        lambda: fl.features(model, fl.params_of(model), clients.inputs),
+        lambda: run(model, clients),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert str(states) == str((torch.get_rng_state().tolist(), np.random.get_state()[1:3]))
+
+
+def test_a_rule_draws_nothing():
+    def lazy(params, grads, state, lr):
+        return [
+            p - lr * g * (np.random.rand() < 2) for p, g in zip(params, grads, strict=True)
+        ], None
+
+    with pytest.raises(ValueError, match="so that no run could be repeated"):
+        run(mlp(), step=rule(lazy))
+
+
+def test_a_rule_that_changes_later_is_not_stacked():
+    def later(params, grads, count, lr):
+        return clip(params, grads, None, lr)[0] if count > 2 else [
+            p - lr * g for p, g in zip(params, grads, strict=True)
+        ], count + 1
+
+    step = fl.LocalStep("later", lambda params, extra: 0, later)
+    assert validate.check_rule(step, fl.params_of(mlp())) is None
+    config = replace(CONFIG, local_steps=5)
+    with pytest.warns(RuntimeWarning, match="later does not act entry by"):
+        found = run(mlp(), config=config, step=step)
+    assert distance(found, run(mlp(), config=config, step=step, strategy="loop")) < 1e-15
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.arange(12.0).view(4, 3))
+
+    def forward(self, x):
+        return nn.functional.embedding(x, self.table, padding_idx=0).sum(1)
+
+
+def test_padding_that_a_forward_pass_knows_is_not_stacked():
+    inputs = torch.tensor([[1, 2], [2, 3], [0, 1], [0, 0], [3, 0], [1, 1]])
+    clients = fl.ClientData(inputs, torch.tensor([0, 1, 2, 0, 1, 2]), np.array([2, 2, 2]))
+    with pytest.warns(RuntimeWarning, match="padding_idx in its forward pass"):
+        found = run(Words(), clients)
+    assert distance(found, run(Words(), clients, strategy="loop")) == 0
+    assert bool((found["table"][0] == Words().table[0]).all())
+
+
+def test_inputs_that_are_written_into_later_stay_as_they_are():
+    def clamp(x):
+        return x.clamp_(max=1) if x.max() > 5 else x
+
+    model, clients = Odd(lambda self, x: self.head(clamp(x))), federation((64, 64))
+    clients.inputs[5:8], clients.inputs[100] = 9.0, 9.0
+    before, params = clients.inputs.clone(), fl.params_of(model)
+    scores = fl.evaluate(model, params, clients, metric="loss")
+    other = Odd(lambda self, x: self.head(x.clamp(max=1) if x.max() > 5 else x))
+    np.testing.assert_array_equal(scores, fl.evaluate(other, params, clients, metric="loss"))
+    config = replace(CONFIG, batch_size=None, cohort_size=2)
+    for strategy in ("loop", "stacked"):
+        with pytest.raises(ValueError, match="writes into|cannot be stacked"):
+            run(model, clients, config, strategy=strategy)
+    assert torch.equal(clients.inputs, before)
+
+
+def test_settings_that_changed_are_looked_at():
+    model = Odd(lambda self, x: self.head(x - x.mean(0) * self.config.inner.centre))
+    model.config = SimpleNamespace(inner=SimpleNamespace(centre=0))
+    run(model, clients := federation())
+    model.config.inner.centre = 1
+    with pytest.raises(ValueError, match="depends on the others of its batch"):
+        run(model, clients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_resumed_run_notices_small_constants(dtype):
+    def decaying(rate):
+        def update(params, grads, state, lr):
+            return [p - lr * (g + rate * p) for p, g in zip(params, grads, strict=True)], state
+
+        return rule(update)
+
+    def seen(slope=0.01, rate=1e-4):
+        model = acting(nn.LeakyReLU(slope)).to(dtype)
+        clients = federation(dtype=dtype)
+        return validate.probe(
+            validate.check_model(model, fl.params_of(model), clients), decaying(rate)
+        )
+
+    assert validate.same_probe(seen(), seen())
+    assert not validate.same_probe(seen(), seen(rate=5e-4))
+    assert not validate.same_probe(seen(), seen(slope=0.012))
+    assert validate.same_probe(seen(), seen()[:2])  # of an older file
+
+
+def test_a_head_that_uses_what_the_body_kept_is_tuned_behind_it():
+    class Head(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + kept[-1][:, :3]
+
+    kept = [None]
+
+    class Body(nn.Flatten):
+        def forward(self, x):
+            kept[-1] = super().forward(x)
+            return kept[-1]
+
+    torch.manual_seed(0)
+    model = fl.BodyHead(Body(), Head(16, 3).double())
+    tuned = fl.fine_tune(
+        model, fl.params_of(model), federation(), steps=3, lr=0.1, batch_size=None, part="head",
+        seed=0, strategy="loop",
+    )  # fmt: skip
+    x, y = federation()[1]
+    own = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(own.head.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        fl.task_loss(own(x), y).backward()
+        optimizer.step()
+    assert distance(tuned[1], fl.params_of(own)) < 1e-14
+
+
+def test_lower_precision_passes_over_frozen_integers():
+    model = Odd(lambda self, x: self.head(x)).float()
+    model.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+    clients = federation(dtype=torch.float32)
+    plain = run(model, clients)
+    lower = run(model, clients, strategy=Strategy(autocast=torch.bfloat16))
+    assert next(iter(plain)) == "count"
+    assert 0 < float((plain["head.weight"] - lower["head.weight"]).abs().max()) < 1e-2
+
+
+class Made(TorchDispatchMode):
+    """The largest tensor that an operation returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_full_batches_of_one_client_are_gathered_once():
+    x, y = torch.randn(3000, 2), torch.randint(3, (3000,))
+    model, rows = (
+        nn.Linear(2, 3),
+        fl.draw_batches(3000, local_steps=300, batch_size=None, rng=np.random.default_rng(0)),
+    )
+
+    def call(rows):
+        return fl.local_sgd(model, fl.params_of(model), x, y, rows, lr=0.1).params
+
+    expected = call(np.array(rows))
+    with Made() as made:
+        assert distance(call(rows), expected) == 0
+    assert made.largest == 9000  # scores
