@@ -609,6 +609,7 @@ CASES = {
             replace=True,
             rng=_rng(),
         ),
+        runs_on=("num_rounds", "local_steps"),
     ),
     "linear.one_round": Case(
         linear.one_round,
@@ -795,7 +796,7 @@ class Found(NamedTuple):
     text: str
 
 
-def fuzz(name: str, seed: int, pairs: int) -> tuple[Counter, list[Found]]:
+def fuzz(name: str, seed: int, pairs: int, share: int) -> tuple[Counter, list[Found]]:
     """Try all that takes the place of one argument, and some pairs: outcomes, and what to mend."""
     case, counts, found = CASES[name], Counter(), []
 
@@ -813,7 +814,8 @@ def fuzz(name: str, seed: int, pairs: int) -> tuple[Counter, list[Found]]:
         outcome, result = attempt(case, case.make())
         if outcome != "accepted":
             raise AssertionError(f"{name}: its valid call is {outcome}: {result!r}")
-    for argument, value in ((a, v) for a in values for v in values[a]):
+    every = [(a, v) for a in values for v in values[a]]
+    for argument, value in every[seed % share :: share]:
         where = f"{argument}={value.text}"
         long = argument in case.runs_on
         outcome, result = attempt(case, case.make() | {argument: value.make()}, long)
@@ -846,6 +848,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="functions whose names contain this")
     parser.add_argument("--seed", type=int, default=0, help="draws the pairs")
     parser.add_argument("--pairs", type=int, default=10, help="pairs tried for each function")
+    parser.add_argument("--share", type=int, default=1, help="try one of so many, chosen by seed")
     parser.add_argument("--all", action="store_true", help="list every call, not one of each kind")
     options = parser.parse_args()
     names = [name for name in CASES if options.only in name]
@@ -870,7 +873,7 @@ def main() -> int:
         print(f"{'':34}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
         for name in names:
             with redirect_stderr(io.StringIO()):  # progress bars
-                counts, bad = fuzz(name, options.seed, options.pairs)
+                counts, bad = fuzz(name, options.seed, options.pairs, options.share)
             totals += counts
             found += bad
             print(
