@@ -216,7 +216,7 @@ def test_config_refuses(change, error, message, as_readers_run_it):
         (dict(model=with_backward_hook()), "backward hooks.*Remove them"),
         (
             dict(model=nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 3)).double()),
-            "torch's global generator.*Leave out dropout",
+            "a global generator.*Leave out dropout",
         ),
         (
             dict(
