@@ -191,7 +191,7 @@ def test_head_fine_tuning_of_a_linear_net_reaches_least_squares():
         (dict(batch_size=0), ValueError, "Invalid batch_size=0"),
         (dict(part="tail"), ValueError, "Invalid part"),
         (dict(seed=-1), ValueError, "Invalid seed=-1"),
-        (dict(lr=1e300), FloatingPointError, "diverged on client 0. Use an lr smaller"),
+        (dict(lr=1e38, steps=9), FloatingPointError, "diverged on client 0. Use an lr smaller"),
     ],
 )
 def test_fine_tune_refuses(change, error, message):

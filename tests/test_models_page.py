@@ -169,7 +169,7 @@ ROWS = {
     "group and layer normalisation": (
         lambda: chain(nn.GroupNorm(2, D), nn.LayerNorm(D)), WORKS, ""),
     "dropout, training": (
-        lambda: chain(nn.Dropout()), REFUSED, "draws from torch's global generator"),
+        lambda: chain(nn.Dropout()), REFUSED, "draws from a global generator"),
     "dropout, evaluation": (lambda: chain(nn.Dropout()).eval(), WORKS, ""),
     "layers that share a weight": (tied, WORKS, ""),
     "embedding": (embedding, WORKS, ""),
