@@ -334,7 +334,8 @@ def _balanced_orders(held: Sequence[np.ndarray], rng: np.random.Generator) -> np
     order = np.full(len(client), -1)
     for number in range(num_numbers):
         left = order < 0
-        edges = csr_array((np.ones(left.sum()), (row_of[left], seat[left])))
+        ends = row_of[left].astype(np.int32), seat[left].astype(np.int32)  # all that SciPy before 1.15 takes
+        edges = csr_array((np.ones(left.sum()), ends))
         match = maximum_bipartite_matching(edges, perm_type="column")
         order[left & (match[row_of] == seat)] = number
     return order.reshape(num_clients, num_numbers)
