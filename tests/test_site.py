@@ -80,6 +80,29 @@ def test_alt_texts_of_the_notebooks_reach_the_pages(site):
                 assert cell["metadata"]["mystnb"]["image"]["alt"] in shown
 
 
+def test_code_that_draws_or_checks_is_folded_and_other_code_is_not(site):
+    """One rule for all pages; the line above says what the code is for."""
+    for path in notebooks():
+        page = parsed(path.relative_to(ROOT).with_suffix(".html").as_posix())
+        shown = page.select("article div.cell")
+        cells = Chapter(path).code[1:]  # less Colab's
+        cells = [c for c in cells if "remove-cell" not in c["metadata"].get("tags", [])]
+        assert len(shown) == len(cells), path
+        for html, cell in zip(shown, cells, strict=True):
+            summary = html.select_one("details.hide > summary")
+            check = re.match(r"# check: (\S+)", cell["source"])
+            if check:
+                (said,) = (p.text for p in summary.select("p.collapsed"))
+                assert re.match(r"Show the code that checks [A-Z]\w+ \d+\.\d+", said), said
+            elif images(cell):
+                assert summary.select_one("p.collapsed").text == "Show the code of this figure"
+                assert html.select_one("figure ~ details, div:has(figure) ~ details")
+            else:
+                tags = cell["metadata"].get("tags", [])
+                assert bool(summary) == ("hide-input" in tags), (path, cell["id"])
+            assert not (summary and summary.has_attr("aria-label"))
+
+
 def test_what_others_made_travels_with_its_licence(site):
     """Every script and font of theirs, in the list and with the file that the list names."""
     static = site / "_static"
