@@ -36,6 +36,7 @@ REPEATED_IDS = {"proof-content", "exercise-content", "solution-content", "proof"
 
 
 DOTS = 110  # per inch, at which figures are shown; they hold twice as many
+PDF = "book.pdf"  # where `make pdf` leaves it, below _build and then below the site
 SMALLEST = 9  # pixels of text in figures on a phone
 
 
@@ -137,11 +138,11 @@ def code_cells(document) -> list[nodes.container]:
 class FoldCells(SphinxPostTransform):
     """Fold by one rule, whatever the tags; a line says what the code is for.
 
-    Colab's set-up does nothing here, and is left out.
+    Colab's set-up does nothing here, and is left out; so is folded code on paper.
     """
 
     default_priority = 150  # before myst-nb folds what is marked
-    formats = ("html",)
+    formats = ("html", "latex")
 
     def run(self, **kwargs):
         names = {anchor: full for _, full, _, anchor in statements(self.env)}
@@ -151,7 +152,9 @@ class FoldCells(SphinxPostTransform):
                 cell.parent.remove(cell)
                 continue
             purpose = fold(cell, source, names)
-            if purpose:
+            if purpose and self.app.builder.format == "latex":  # paper does not unfold
+                cell.pop(0)
+            elif purpose:
                 cell["hide_mode"] = "input"
                 cell["prompt_show"], cell["prompt_hide"] = f"Show the {purpose}", "Hide the code"
 
@@ -242,6 +245,7 @@ def finish_page(app, page, template, context, doctree):
     context["metatags"] = ""  # docutils' second viewport
     title = re.sub(r"<[^>]+>", "", context.get("title", ""))
     context["base"] = app.config.html_baseurl
+    context["pdf"] = "" if pdf(app) is None else context["pathto"](PDF, 1)
     context["description"] = description(doctree) if doctree else ""
     context["margins"] = {
         "top-left": css_string(app.config.html_title or app.config.project),
@@ -267,6 +271,12 @@ def finish_page(app, page, template, context, doctree):
         body = context["body"].replace(' aria-label="Toggle hidden content"', "")
         body = re.sub(r' role="(list(?=" class="citation-list)|doc-biblioentry)"', "", body)
         context["body"] = size_images(app, body)
+
+
+def pdf(app) -> Path | None:
+    """The whole book as PDF, if `make pdf` made it."""
+    path = Path(app.srcdir, "_build", PDF)
+    return path if path.is_file() else None
 
 
 def size_images(app, body: str) -> str:
@@ -350,6 +360,8 @@ def finish_site(app, error):
     lost = app.builder.templates.render("404.html", context)
     (out / "404.html").write_text(lost, encoding="utf-8")
 
+    if pdf(app):
+        shutil.copyfile(pdf(app), out / PDF)
     shutil.rmtree(out / "_static/vendor/fontawesome", ignore_errors=True)
     for source_map in (out / "_static").glob("s*/*.map"):
         source_map.unlink()
