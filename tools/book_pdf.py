@@ -68,15 +68,16 @@ def tabular(table) -> str:
     widths = [max(len(cell.get_text()) for cell in column) for column in zip(*body, strict=True)]
     left = ["l" if "left" in cell.get("style", "") else "r" for cell in body[-1]]
     size = r"\footnotesize" if sum(widths) + 2 * len(widths) < NARROW else r"\scriptsize"
+    heads = " & ".join(map(text, head)) + r"\\ \hline"
+    across = rf"\multicolumn{{{len(left)}}}{{@{{}}l}}"
     lines = [rf"\par\smallskip\begingroup{size}\setlength{{\tabcolsep}}{{4pt}}"]
+    lines.append(rf"\begin{{longtable}}[l]{{@{{}}{''.join(left)}@{{}}}}")
     if table.caption:
-        lines.append(rf"\noindent\textbf{{{text(table.caption)}}}\nopagebreak")
-    lines += [rf"\begin{{longtable}}[l]{{@{{}}{''.join(left)}@{{}}}}", r"\hline"]
-    lines += [" & ".join(map(text, head)) + r"\\ \hline\endhead"]
+        lines.append(rf"{across}{{\textbf{{{text(table.caption)}}}}}\\*[2pt]")
+    lines += [rf"\hline {heads}\endfirsthead", rf"\hline {heads}\endhead"]
     for row in rows:
         if "block" in row.get("class", []):
-            span = rf"\multicolumn{{{len(left)}}}{{@{{}}l}}{{\textbf{{{text(row.th)}}}}}"
-            lines.append(rf"\noalign{{\smallskip}}{span}\\*")
+            lines.append(rf"\noalign{{\smallskip}}{across}{{\textbf{{{text(row.th)}}}}}\\*")
         else:
             lines.append(" & ".join(map(text, row.select("th, td"))) + r"\\")
     lines += [r"\hline", r"\end{longtable}"]
