@@ -31,7 +31,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site serve browser shake versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh site pdf serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -64,6 +64,19 @@ site: .venv/installed assets/vendor/fetched  ## build the website; every warning
 	@mkdir -p _build
 	@$(BIN)/jupyter-book build . --all -W --keep-going -n >_build/site.log 2>&1 || \
 	  { grep -E 'WARNING|ERROR' _build/site.log || cat _build/site.log; exit 1; }
+
+pdf: .venv/installed  ## the whole book as _build/book.pdf, which the website then links to; needs TeX
+	@for tool in latexmk xelatex xindy; do command -v $$tool >/dev/null || { echo "'make pdf' needs $$tool." \
+	  "On Debian or Ubuntu: apt-get install latexmk xindy texlive-xetex texlive-latex-extra" \
+	  "texlive-plain-generic texlive-fonts-recommended texlive-fonts-extra fonts-freefont-otf"; exit 1; }; done
+	@echo "==> Setting the book (a few minutes)"
+	@rm -rf _build/pdf && mkdir -p _build
+	@$(BIN)/jupyter-book build . --all -W --keep-going -n --builder latex --path-output _build/pdf >_build/pdf.log 2>&1 || \
+	  { grep -E 'WARNING|ERROR' _build/pdf.log || cat _build/pdf.log; exit 1; }
+	@$(MAKE) --no-print-directory -C _build/pdf/_build/latex LATEXMKOPTS=-interaction=nonstopmode >_build/pdf.log 2>&1 || \
+	  { grep -A 3 '^!' _build/pdf.log || tail -20 _build/pdf.log; exit 1; }
+	@mv _build/pdf/_build/latex/book.pdf _build/book.pdf
+	@echo "==> Done: _build/book.pdf"
 
 serve: site  ## build the website and serve it on this machine
 	@echo "==> http://127.0.0.1:$$PORT (stop with Ctrl-C)"

@@ -66,12 +66,13 @@
 
   // ---- What scrolls sideways can be reached with the keyboard; what fits is no tab stop ----
   // (A formula in a table scrolls with the table.)
-  const boxes = "article :is(pre, .math > mjx-container:not(td *), .pst-scrollable-table-container, div.output.text_html)";
+  const boxes = "article :is(pre, .math > mjx-container:not(td *), .pst-scrollable-table-container, div.output.text_html, .picture)";
   const mark = () => {
     for (const box of document.querySelectorAll(boxes)) {
       const scrolls = box.scrollWidth > box.clientWidth + 2;  // not a slanted letter's tip
       if (scrolls === box.hasAttribute("tabindex")) continue;
-      const what = box.matches("pre") ? "Text" : box.matches("mjx-container") ? "Formula" : "Table";
+      const what = box.matches("pre") ? "Text" : box.matches("mjx-container") ? "Formula"
+        : box.matches(".picture") ? "Picture" : "Table";
       if (scrolls) {
         box.tabIndex = 0;
         box.setAttribute("role", "region");

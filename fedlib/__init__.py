@@ -31,6 +31,7 @@ from fedlib.represent import (
 )
 from fedlib.steps import LocalStep, control_variate, momentum, per_fedavg, proximal, sgd
 from fedlib.storage import load_clients, save_clients
+from fedlib.table import Table, table
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "LocalStep",
     "Params",
     "Strategy",
+    "Table",
     "class_similarity",
     "control_variate",
     "distributed",
@@ -88,6 +90,7 @@ __all__ = [
     "save_clients",
     "server_step",
     "sgd",
+    "table",
     "task_loss",
     "weighted_average",
     "with_body",

@@ -44,6 +44,7 @@ async () => {
 """
 AXE = """
 async () => {
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
   const options = { resultTypes: ["violations"], preload: false };
   const { violations } = await axe.run({ exclude: ["mjx-container"] }, options);
   const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
@@ -195,6 +196,7 @@ def faults(
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, service_workers="block"
     )
+    context.set_default_timeout(120_000)  # a busy machine is no fault of a page
     page = context.new_page()
 
     def report(fault: str) -> None:

@@ -161,6 +161,22 @@ def deviations(stored: str, new: str) -> dict[str, float]:
     return off
 
 
+def same(stored: str, new: str) -> bool:
+    """Whether two pictures (base64) draw the same, with as many dots."""
+    return dots(stored) == dots(new) and not difference(stored, new)
+
+
+def dots(png: str) -> float:
+    """Dots per inch of a notebook's picture."""
+    return round(Image.open(io.BytesIO(base64.b64decode(png))).info.get("dpi", (0, 0))[0])
+
+
+def smallest_text(image: Image.Image) -> float:
+    """Size in points of the smallest text that a PNG says it draws; 0 without any."""
+    sizes = [kind.split()[-2] for kind in json.loads(image.text.get(KEY, "{}")) if is_text(kind)]
+    return min(map(float, sizes), default=0.0)
+
+
 def is_text(kind: str) -> bool:
     return " text " in kind
 

@@ -19,7 +19,10 @@ CLAIM = ROOT / "assets" / "claim.png"
 
 def claim(intro: dict) -> bytes:
     """The introduction's figure, which README.md shows as well."""
-    (cell,) = [c for c in intro["cells"] if c["metadata"].get("mystnb", {}).get("figure")]
+    figures = {
+        c["metadata"].get("mystnb", {}).get("figure", {}).get("name"): c for c in intro["cells"]
+    }
+    cell = figures["fig-claim"]
     (png,) = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
     return base64.b64decode(png)
 
@@ -30,7 +33,7 @@ def keep_unchanged_pictures(old: dict, new: dict) -> None:
     for cell in new["cells"]:
         for was, now in zip(before.get(cell["id"], []), cell.get("outputs", []), strict=False):
             pair = pictures.of([was, now])
-            if len(pair) == 2 and not pictures.difference(*pair):
+            if len(pair) == 2 and pictures.same(*pair):
                 now["data"]["image/png"] = was["data"]["image/png"]
 
 

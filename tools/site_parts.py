@@ -1,8 +1,9 @@
 """Sphinx extension: what the built site adds to Jupyter Book's pages.
 
 Permanent links and previews of statements, their index and their place in the search; citations
-labelled as the text cites; a head that search engines and other sites can read; print margins;
-and nothing that points to the repository's address while that is still the placeholder.
+labelled as the text cites; code that draws or checks, folded under a line that says so; a head
+that search engines and other sites can read; print margins; and nothing that points to the
+repository's address while that is still the placeholder.
 """
 
 import json
@@ -13,15 +14,17 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
+import pictures
 import pybtex.plugin
 from bs4 import BeautifulSoup
 from docutils import nodes
+from PIL import Image
 from prf_links import number
 from pybtex.style.formatting.alpha import Style as AlphaStyle
 from pybtex.style.labels import BaseLabelStyle
 from repository import PLACEHOLDER
 from sphinx.domains import Index, IndexEntry, ObjType
-from sphinx.util.images import get_image_size
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import exercise_enumerable_node
 from sphinx_proof.domain import ProofDomain
 from sphinx_proof.nodes import NODE_TYPES
@@ -30,6 +33,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 STATEMENTS = tuple(NODE_TYPES.values())
 # sphinx-proof and sphinx-exercise give these to every statement, so that no page is valid HTML.
 REPEATED_IDS = {"proof-content", "exercise-content", "solution-content", "proof"}
+
+
+DOTS = 110  # per inch, at which figures are shown; they hold twice as many
+PDF = "book.pdf"  # where `make pdf` leaves it, below _build and then below the site
+SMALLEST = 9  # pixels of text in figures on a phone
 
 
 # ---- Citations: in the list as in the text ----
@@ -119,6 +127,60 @@ def objects(self):
         yield title, title, kind, page, anchor, 1
 
 
+# ---- Code: what draws a figure or checks a statement is folded ----
+
+
+def code_cells(document) -> list[nodes.container]:
+    cells = document.findall(nodes.container)
+    return [cell for cell in cells if cell.get("nb_element") == "cell_code" and cell.children]
+
+
+class FoldCells(SphinxPostTransform):
+    """Fold by one rule, whatever the tags; a line says what the code is for.
+
+    Colab's set-up does nothing here, and is left out; so is folded code on paper.
+    """
+
+    default_priority = 150  # before myst-nb folds what is marked
+    formats = ("html", "latex")
+
+    def run(self, **kwargs):
+        names = {anchor: full for _, full, _, anchor in statements(self.env)}
+        for cell in code_cells(self.document):
+            source = cell.children[0].astext()
+            if source.startswith("# Colab set-up"):
+                cell.parent.remove(cell)
+                continue
+            purpose = fold(cell, source, names)
+            if purpose and self.app.builder.format == "latex":  # paper does not unfold
+                cell.pop(0)
+            elif purpose:
+                cell["hide_mode"] = "input"
+                cell["prompt_show"], cell["prompt_hide"] = f"Show the {purpose}", "Hide the code"
+
+
+def fold(cell: nodes.container, source: str, names: dict[str, str]) -> str:
+    """What a cell's code is for, if it is to be folded."""
+    check = re.match(r"# check: (\S+)", source)
+    if check:
+        return f"code that checks {names[check[1]]}"
+    if any(cell.findall(nodes.image)):
+        return "code of this figure"
+    return "code" if "hide_mode" in cell else ""
+
+
+class FiguresFirst(SphinxPostTransform):
+    """Show a figure above the code that draws it."""
+
+    default_priority = 250  # after the code is folded
+    formats = ("html",)
+
+    def run(self, **kwargs):
+        for cell in code_cells(self.document):
+            if cell.get("prompt_show") == "Show the code of this figure":
+                cell.append(cell.pop(0))
+
+
 # ---- Pages ----
 
 
@@ -183,6 +245,7 @@ def finish_page(app, page, template, context, doctree):
     context["metatags"] = ""  # docutils' second viewport
     title = re.sub(r"<[^>]+>", "", context.get("title", ""))
     context["base"] = app.config.html_baseurl
+    context["pdf"] = "" if pdf(app) is None else context["pathto"](PDF, 1)
     context["description"] = description(doctree) if doctree else ""
     context["margins"] = {
         "top-left": css_string(app.config.html_title or app.config.project),
@@ -204,26 +267,50 @@ def finish_page(app, page, template, context, doctree):
         ]
     if "body" in context:
         # docutils calls the bibliography a list whose children are no list items.
-        body = re.sub(
-            r' role="(list(?=" class="citation-list)|doc-biblioentry)"', "", context["body"]
-        )
+        # myst-nb names every fold "Toggle hidden content", over the line that says what is in it.
+        body = context["body"].replace(' aria-label="Toggle hidden content"', "")
+        body = re.sub(r' role="(list(?=" class="citation-list)|doc-biblioentry)"', "", body)
         context["body"] = size_images(app, body)
 
 
+def pdf(app) -> Path | None:
+    """The whole book as PDF, if `make pdf` made it."""
+    path = Path(app.srcdir, "_build", PDF)
+    return path if path.is_file() else None
+
+
 def size_images(app, body: str) -> str:
-    """Say how large each picture is, so that text does not jump; load all but the first late."""
+    """Say how large each picture is, so that text does not jump; load all but the first late.
+
+    A box around each lets it scroll on a phone, where its smallest text would become unreadable.
+    """
     files = {name: Path(app.srcdir, source) for source, name in app.builder.images.items()}
     count = 0
 
     def sized(found):
         nonlocal count
         count += 1
-        size = get_image_size(str(files.get(found["name"], "")))
-        extra = f'width="{size[0]}" height="{size[1]}" ' if size else ""
         late = 'loading="lazy" ' if count > 1 else ""
-        return f"<img {extra}{late}"
+        size = picture_size(files.get(found["name"]))
+        if not size:
+            return f"<img {late}{found['rest']}>"
+        width, height, least = size
+        box = f'<span class="picture" style="--least: {least}px">'
+        rest = re.sub(r' style="[^"]*"', "", found["rest"])  # the same size, but a fixed one
+        return f'{box}<img width="{width}" height="{height}" {late}{rest}></span>'
 
-    return re.sub(r'<img (?=[^>]*src="[^"]*_images/(?P<name>[^"/]+)")', sized, body)
+    tag = r'<img (?P<rest>[^>]*src="[^"]*_images/(?P<name>[^"/]+)"[^>]*)>'
+    return re.sub(tag, sized, body)
+
+
+def picture_size(path: Path | None) -> tuple[int, int, int] | None:
+    """Width, height, and the width at which text is no smaller than 9 pixels, in CSS pixels."""
+    if path is None or path.suffix != ".png" or not path.is_file():
+        return None
+    with Image.open(path) as image:
+        dots, points = image.info.get("dpi", (DOTS, DOTS))[0], pictures.smallest_text(image)
+        width, height = (round(n * DOTS / dots) for n in image.size)
+    return width, height, round(width * min(1, SMALLEST / (points * DOTS / 72))) if points else 0
 
 
 # ---- The whole site ----
@@ -273,6 +360,8 @@ def finish_site(app, error):
     lost = app.builder.templates.render("404.html", context)
     (out / "404.html").write_text(lost, encoding="utf-8")
 
+    if pdf(app):
+        shutil.copyfile(pdf(app), out / PDF)
     shutil.rmtree(out / "_static/vendor/fontawesome", ignore_errors=True)
     for source_map in (out / "_static").glob("s*/*.map"):
         source_map.unlink()
@@ -290,6 +379,8 @@ def setup(app):
     ProofDomain.get_objects = objects
     app.add_config_value("text_licence", "", "html")
     app.config.templates_path.append(str(TEMPLATES))
+    app.add_post_transform(FoldCells)
+    app.add_post_transform(FiguresFirst)
     app.connect("builder-inited", prepare)
     app.connect("doctree-resolved", mend)
     app.connect("html-page-context", finish_page, priority=900)
