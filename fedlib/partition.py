@@ -334,7 +334,10 @@ def _balanced_orders(held: Sequence[np.ndarray], rng: np.random.Generator) -> np
     order = np.full(len(client), -1)
     for number in range(num_numbers):
         left = order < 0
-        ends = row_of[left].astype(np.int32), seat[left].astype(np.int32)  # SciPy 1.14 takes no others
+        ends = (
+            row_of[left].astype(np.int32),
+            seat[left].astype(np.int32),
+        )  # SciPy 1.14 takes no others
         edges = csr_array((np.ones(left.sum()), ends))
         match = maximum_bipartite_matching(edges, perm_type="column")
         order[left & (match[row_of] == seat)] = number

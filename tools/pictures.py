@@ -19,7 +19,8 @@ from PIL import Image
 TOLERANCE = 0.01
 """Of the axes' width or height (a line of 1.8 points is as wide), and of a colour's range.
 
-A text may lie three times as far off, since its distance from a point is in points of the page.
+A text may lie three times as far off, since its distance from a point is in points of the page; so
+may an image, whose place is in whole pixels.
 """
 
 KEY = "Drawn"  # the name of the PNG's text
@@ -181,12 +182,16 @@ def is_text(kind: str) -> bool:
     return " text " in kind
 
 
+def is_loose(kind: str) -> bool:
+    return is_text(kind) or kind.endswith(" place")
+
+
 def difference(stored: str, new: str) -> str:
     """Say in a sentence where two pictures (base64) differ; empty where they draw the same."""
     if not drawn(stored):
         return "the stored picture does not say what it draws. Run `make refresh`."
     off = deviations(stored, new)
-    far = {kind: size for kind, size in off.items() if size > TOLERANCE * (1 + 2 * is_text(kind))}
+    far = {kind: size for kind, size in off.items() if size > TOLERANCE * (1 + 2 * is_loose(kind))}
     words = [
         f"{kind}: " + (f"off by {100 * size:.1f} %" if np.isfinite(size) else "more or fewer")
         for kind, size in sorted(far.items(), key=lambda item: -item[1])
