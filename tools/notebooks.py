@@ -56,10 +56,11 @@ def normalise(notebook: dict, path: Path, root: Path = ROOT) -> str:
     widgets = _keep_interactives(notebook)
     notebook["metadata"] = METADATA | ({"widgets": widgets} if widgets else {})
     notebook |= {"nbformat": 4, "nbformat_minor": 5}
-    text = nbformat.writes(nbformat.from_dict(notebook), version=nbformat.NO_CONVERT)
+    text = json.dumps(notebook)
     # Widget ids are random: number them in order of creation.
-    for number, old in enumerate((widgets or {}).get(WIDGET_STATE, {}).get("state", {})):
+    for number, old in enumerate(widgets.get(WIDGET_STATE, {}).get("state", {})):
         text = text.replace(old, f"{number:032x}")
+    text = nbformat.writes(nbformat.from_dict(json.loads(text)), version=nbformat.NO_CONVERT)
     return text.rstrip("\n") + "\n"
 
 

@@ -19,9 +19,29 @@ except ImportError as error:
         "Run `pip install anywidget` and restart the kernel."
     ) from error
 
+from fedlib.widgets.base import Interactive
+from fedlib.widgets.dial import Dial
 from fedlib.widgets.drift import Drift
+from fedlib.widgets.heads_round import HeadsInRound
+from fedlib.widgets.labels import Labels
 from fedlib.widgets.planes import Angle, TwoPlanes
+from fedlib.widgets.promise import Promise
 from fedlib.widgets.risk import FineTuning
 from fedlib.widgets.try_it import try_it
 
-__all__ = ["Angle", "Drift", "FineTuning", "TwoPlanes", "try_it"]
+KINDS = (TwoPlanes, Drift, Angle, HeadsInRound, Dial, Promise, FineTuning, Labels)
+"""All interactives."""
+
+__all__ = [
+    "KINDS",
+    "Angle",
+    "Dial",
+    "Drift",
+    "FineTuning",
+    "HeadsInRound",
+    "Interactive",
+    "Labels",
+    "Promise",
+    "TwoPlanes",
+    "try_it",
+]

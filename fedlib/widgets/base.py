@@ -39,9 +39,7 @@ class _Control:
         try:
             value = super().validate(obj, value)
         except traitlets.TraitError:
-            raise traitlets.TraitError(
-                f"Invalid {self.name}={value!r}. Use {self.rule}."
-            ) from None
+            raise traitlets.TraitError(f"Invalid {self.name}={value!r}. Use {self.rule}.") from None
         return value
 
 

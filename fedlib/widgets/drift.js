@@ -37,19 +37,21 @@ function compute({ local_steps, lr, share }) {
     const gap = server[t].map((x, j) => x - limit[j]);
     server.push(times(left, gap).map((x, j) => limit[j] + x));
   }
-  const local = (from) => factor.map((F, i) => {
-    const steps = [from];
-    for (let s = 0; s < local_steps; s++)
-      steps.push(times(F, steps[s].map((x, j) => x - OPTIMA[i][j])).map((x, j) => OPTIMA[i][j] + x));
-    return steps;
-  });
   return {
-    minimum, limit, server, curvature: A, surrogate, local: server.map(local),
+    minimum, limit, server, curvature: A, surrogate, factor,
     rests: Array.from({ length: MOST }, (_, i) => rest(i + 1)),
     drift: norm(limit.map((x, j) => x - minimum[j])),
     kept: svd(left).values[0],
   };
 }
+
+// Each client's local steps from a place.
+const local = (factor, from, count) => factor.map((F, i) => {
+  const steps = [from];
+  for (let s = 0; s < count; s++)
+    steps.push(times(F, steps[s].map((x, j) => x - OPTIMA[i][j])).map((x, j) => OPTIMA[i][j] + x));
+  return steps;
+});
 
 // The ellipse (x - c)' A (x - c) = level.
 function ellipse(plot, A, centre, level, css) {
@@ -65,14 +67,14 @@ function draw(found, { local_steps, lr, round }, width) {
   const height = Math.round(Math.min(430, Math.max(300, 0.72 * width)));
   const box = [0, 0, width, height];
   const plot = axes(box, { x: [-2.7, 2.7], y: [-2, 2], xlabel: "first parameter", ylabel: "second parameter", square: true });
-  const clip = `<clipPath id="fl-clip"><rect x="${plot.box[0]}" y="${plot.box[1]}" width="${plot.box[2]}" height="${plot.box[3]}"/></clipPath>`;
-  let inside = "";
+  const [l, , w] = plot.box;
+  let inside = "", outside = "";
   for (const level of [0.15, 0.6, 1.4, 2.5, 4]) inside += ellipse(plot, found.curvature, found.minimum, level, "grey thin");
   const size = (Math.abs(found.surrogate[0][0]) + found.surrogate[1][1]) / (found.curvature[0][0] + found.curvature[1][1]);
   for (const level of [0.15, 0.6, 1.4]) inside += ellipse(plot, found.surrogate, found.limit, level * size, "blue dash thin");
   const places = (points) => points.map(([x, y]) => [plot.X(x), plot.Y(y)]);
   inside += path(places(found.rests), "blue dots");
-  for (const steps of found.local[round]) {
+  for (const steps of local(found.factor, found.server[round], local_steps)) {
     inside += path(places(steps), "ink thin");
     for (const [x, y] of places(steps.slice(1))) inside += dotAt(x, y, 1.8, "ink full");
   }
@@ -80,14 +82,16 @@ function draw(found, { local_steps, lr, round }, width) {
   inside += path(gone, "blue") + gone.map(([x, y]) => dotAt(x, y, 2.5, "blue full")).join("");
   OPTIMA.forEach(([x, y], i) => {
     const [X, Y] = [plot.X(x), plot.Y(y)];
-    inside += `<rect class="ink full" x="${X - 5}" y="${Y - 5}" width="10" height="10"/>` + label(X + 9, Y - 6, `client ${i + 1}`, "small");
+    inside += `<rect class="ink full" x="${X - 5}" y="${Y - 5}" width="10" height="10"/>`;
+    outside += label(X, Y - 10, `client ${i + 1}`, "small", "middle");
   });
   const [mx, my] = [plot.X(found.minimum[0]), plot.Y(found.minimum[1])], [lx, ly] = [plot.X(found.limit[0]), plot.Y(found.limit[1])];
   inside += dotAt(mx, my, 6, "orange full") + dotAt(lx, ly, 6, "blue");
-  const above = ly <= my;
-  inside += label(mx + 10, my + (above ? 18 : -8), "minimum of the mean loss", "orange small");
-  if (found.drift > 0.02) inside += label(lx + 10, ly + (above ? -8 : 18), "FedAvg rests here", "blue small");
-  return [[width, height], plot.frame + clip + `<g clip-path="url(#fl-clip)">${inside}</g>`];
+  const above = ly <= my;  // then its label goes above it, and the other one's below
+  const mark = (x, y, up, text, css) => label(x, y + (up ? -10 : 20), text, `${css} small`, x > l + 0.65 * w ? "end" : "middle");
+  outside += mark(mx, my, !above, "minimum of the mean loss", "orange");
+  if (found.drift > 0.02) outside += mark(lx, ly, above, "FedAvg rests here", "blue");
+  return [[width, height], plot.frame + plot.clip(inside) + outside];
 }
 
 function say(found, { local_steps, round }) {

@@ -27,7 +27,9 @@ class Drift(Interactive, module="drift"):
     """
 
     ROUNDS, MOST = 60, 40
-    CURVATURE = np.array([[[0.4, 0.2], [0.2, 1.4]], [[2.5, -0.3], [-0.3, 0.3]], [[0.3, 0], [0, 0.4]]])
+    CURVATURE = np.array(
+        [[[0.4, 0.2], [0.2, 1.4]], [[2.5, -0.3], [-0.3, 0.3]], [[0.3, 0], [0, 0.4]]]
+    )
     OPTIMA = np.array([[-2, 1.5], [2, 1], [0.5, -1.5]])
     START = np.array([-1.5, 0.5])
 

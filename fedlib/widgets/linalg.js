@@ -5,8 +5,12 @@ export const eye = (n) => zeros(n, n).map((row, i) => (row[i] = 1, row));
 export const transpose = (A) => A[0].map((_, j) => A.map((row) => row[j]));
 export const scale = (A, s) => A.map((row) => row.map((x) => s * x));
 export const add = (A, B, s = 1) => A.map((row, i) => row.map((x, j) => x + s * B[i][j]));
-export const dot = (x, y) => x.reduce((sum, value, i) => sum + value * y[i], 0);
-export const norm = (x) => Math.hypot(...x);
+export function dot(x, y) {
+  let sum = 0;
+  for (let i = 0; i < x.length; i++) sum += x[i] * y[i];
+  return sum;
+}
+export const norm = (x) => Math.sqrt(dot(x, x));
 
 export function matmul(A, B) {
   const C = zeros(A.length, B[0].length);
@@ -18,13 +22,13 @@ export function matmul(A, B) {
 
 // Orthonormal basis of the columns, as rows: Gram-Schmidt, twice against rounding.
 export function basis(A) {
-  const rows = [];
-  for (let column of transpose(A)) {
-    const before = norm(column);
+  const n = A.length, rows = [];
+  for (let c = 0; c < A[0].length; c++) {
+    const column = A.map((row) => row[c]), before = norm(column);
     for (let pass = 0; pass < 2; pass++)
       for (const q of rows) {
-        const c = dot(q, column);
-        column = column.map((x, i) => x - c * q[i]);
+        const part = dot(q, column);
+        for (let i = 0; i < n; i++) column[i] -= part * q[i];
       }
     const length = norm(column);
     if (length > 1e-10 * before) rows.push(column.map((x) => x / length));
@@ -63,17 +67,28 @@ export const outside = (rows, x) =>
     return left.map((value, i) => value - c * q[i]);
   }, x));
 
-// Distance of the columns of B from the first k coordinates, the truth: |(I - QQ')B*|.
+// Distance of the columns of B, at most two, from the first coordinates, the truth: |(I - QQ')B*|.
+// The largest singular value is found from squares without loss; small ones would not be.
 export function distance(B, Q = basis(B)) {
-  const k = B[0].length;
+  const n = B.length, k = B[0].length;
   if (Q.length < k) return 1;
-  const left = transpose(Array.from({ length: k }, (_, j) =>
-    Q.reduce((x, q) => x.map((value, i) => value - q[j] * q[i]), B.map((_, i) => +(i === j)))));
-  return Math.min(1, svd(left).values[0]);
+  const gram = [0, 0, 0];
+  for (let l = 0; l < n; l++) {
+    const left = [0, 0];
+    for (let j = 0; j < k; j++) {
+      left[j] = l === j ? 1 : 0;
+      for (const q of Q) left[j] -= q[j] * q[l];
+    }
+    gram[0] += left[0] * left[0];
+    gram[1] += left[0] * left[1];
+    gram[2] += left[1] * left[1];
+  }
+  const [a, b, d] = gram;
+  return Math.min(1, Math.sqrt((a + d) / 2 + Math.hypot((a - d) / 2, b)));
 }
 
-export const mean = (matrices) =>
-  scale(matrices.reduce((sum, A) => add(sum, A)), 1 / matrices.length);
+export const mean = (matrices, weights = matrices.map(() => 1 / matrices.length)) =>
+  matrices.reduce((sum, A, i) => add(sum, A, weights[i]), zeros(matrices[0].length, matrices[0][0].length));
 
 // Local steps on 1/2 |Bw - B* head|^2, in place: B (n x k), w and head (k x c) are flat arrays.
 export function localSteps(B, w, head, [n, k, c], steps, lr) {
@@ -98,23 +113,25 @@ export function localSteps(B, w, head, [n, k, c], steps, lr) {
   }
 }
 
-// FedAvg with all clients, from head w = 0 unless given: the server's [B, w] after 0 ... rounds. One
-// step a round sees the mean head only, so one client that has it is enough.
-export function fedavg(heads, B, steps, lr, rounds, w = zeros(heads[0].length, heads[0][0].length)) {
+// FedAvg with all clients, from head w = 0: the server's [B, w] after 0 ... rounds. One step a round
+// sees the mean head only, so one client that has it is enough.
+export function fedavg(heads, B, steps, lr, rounds, weights = heads.map(() => 1 / heads.length)) {
+  let w = zeros(heads[0].length, heads[0][0].length);
   const size = [B.length, B[0].length, w[0].length], [n, k, c] = size;
-  const taught = (steps === 1 ? [mean(heads)] : heads).map((head) => head.flat());
+  const taught = (steps === 1 ? [mean(heads, weights)] : heads).map((head) => head.flat());
+  const parts = steps === 1 ? [1] : weights;
   const rows = (flat, width) => Array.from({ length: flat.length / width }, (_, i) => [...flat.subarray(i * width, (i + 1) * width)]);
   const visited = [[B, w]], body = new Float64Array(n * k), head = new Float64Array(k * c);
   let server = Float64Array.from(B.flat()), top = Float64Array.from(w.flat());
   for (let t = 0; t < rounds; t++) {
     const bodies = new Float64Array(n * k), tops = new Float64Array(k * c);
-    for (const truth of taught) {
+    taught.forEach((truth, which) => {
       body.set(server);
       head.set(top);
       localSteps(body, head, truth, size, steps, lr);
-      for (let i = 0; i < n * k; i++) bodies[i] += body[i] / taught.length;
-      for (let i = 0; i < k * c; i++) tops[i] += head[i] / taught.length;
-    }
+      for (let i = 0; i < n * k; i++) bodies[i] += parts[which] * body[i];
+      for (let i = 0; i < k * c; i++) tops[i] += parts[which] * head[i];
+    });
     [server, top] = [bodies, tops];
     visited.push([rows(server, k), rows(top, c)]);
   }

@@ -52,14 +52,14 @@ class TwoPlanes(Interactive, module="two_planes"):
 
     local_steps = whole(5, 1, 20, "local steps τ")
     round = whole(10, 0, ROUNDS, "round")
-    spread = number(180.0, 0.0, 360.0, "spread of the heads", step=5, unit="°")
-    mean_angle = number(45.0, 0.0, 90.0, "mean head, from the hinge", step=5, unit="°")
-    tilt = number(60.0, 5.0, 85.0, "angle at the start", step=1, unit="°")
+    spread = number(180.0, 0.0, 360.0, "spread of the heads", step=5.0, unit="°")
+    mean_angle = number(45.0, 0.0, 90.0, "mean head, from the hinge", step=5.0, unit="°")
+    tilt = number(60.0, 5.0, 85.0, "angle at the start", step=1.0, unit="°")
     lr = number(0.2, 0.05, 0.6, "step size α", step=0.01)
-    view = number(25.0, -180.0, 180.0, "seen from", step=5, unit="°")
+    view = number(25.0, -180.0, 180.0, "seen from", step=5.0, unit="°")
 
     def numbers(self) -> dict:
-        """Distances and angles (degrees) after rounds 0 … 120, the one-step floor, the mean head."""
+        """Distances and angles (degrees) in rounds 0 … 120, the one-step floor, the mean head."""
         heads = arc(self.CLIENTS, self.spread, self.mean_angle)
         tasks, start = linear.LinearTasks(np.eye(3)[:, :2], heads), tilted(self.tilt, self.lr)
         options = dict(local_steps=self.local_steps, lr=self.lr, num_rounds=self.ROUNDS)
@@ -95,9 +95,9 @@ class Angle(Interactive, module="angle"):
         Proposition 4.4 (prop-subspace-distance). Chapter 4.
     """
 
-    angle = number(40.0, 0.0, 90.0, "angle between the planes", step=1, unit="°")
-    head = number(60.0, 0.0, 180.0, "new client’s head, from the hinge", step=1, unit="°")
-    view = number(25.0, -180.0, 180.0, "seen from", step=5, unit="°")
+    angle = number(40.0, 0.0, 90.0, "angle between the planes", step=1.0, unit="°")
+    head = number(60.0, 0.0, 180.0, "client from the hinge", step=1.0, unit="°")
+    view = number(25.0, -180.0, 180.0, "seen from", step=5.0, unit="°")
 
     def numbers(self) -> dict:
         """Distance, cosines of the principal angles, and the client's best fit, miss and error."""

@@ -16,16 +16,15 @@ function compute({ num_samples, d, k, noise_std, distance }) {
   const counts = Array.from({ length: 200 }, (_, i) => i + 1);
   const risks = counts.map((n) => [head(n, missed), leastSquares(d, 1, noise, n), head(n, 0)]);
   const [fine_tuned, scratch, oracle] = [0, 1, 2].map((which) => risks.map((row) => row[which]));
-  const crossing = counts.find((n) => n > d + 1 && scratch[n - 1] <= fine_tuned[n - 1]) ?? 0;
+  const crossing = counts.find((n) => n > d + 1 && scratch[n - 1] < (1 - 1e-9) * fine_tuned[n - 1]) ?? 0;
   return { counts, fine_tuned, scratch, oracle, crossing };
 }
 
 function draw(found, { num_samples: n, d, distance }, width) {
   const plot = axes([0, 0, width, Math.round(Math.min(380, Math.max(300, 0.6 * width)))], { x: [1, 200], y: [0.003, 30], xlog: true, ylog: true, xlabel: "examples n of the new client", ylabel: "expected squared error", xticks: [1, 2, 5, 10, 20, 50, 100, 200].map((v) => [v, v]) });
-  const cut = (ys) => ys.map((y) => Math.min(y, 1e6));
   let drawn = plot.frame;
   if (distance > 0.06) drawn += plot.curve([1, 200], [distance ** 2, distance ** 2], "grey dots") + label(plot.X(1.1), plot.Y(distance ** 2) - 5, "what the features miss: distance²", "grey small");
-  drawn += plot.curve(found.counts, cut(found.oracle), "green dash") + plot.curve(found.counts, cut(found.scratch), "orange") + plot.curve(found.counts, cut(found.fine_tuned), "blue");
+  drawn += plot.curve(found.counts, found.oracle, "green dash") + plot.curve(found.counts, found.scratch, "orange") + plot.curve(found.counts, found.fine_tuned, "blue");
   const place = (ys, at) => plot.Y(Math.min(25, Math.max(0.004, ys[at - 1])));
   const ends = [["blue", "fine-tuned head", found.fine_tuned], ["orange", "from scratch", found.scratch], ["green", "true features", found.oracle]]
     .map(([css, name, ys]) => [css, name, place(ys, 200)]).sort((a, b) => b[2] - a[2]);

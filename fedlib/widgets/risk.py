@@ -41,7 +41,7 @@ class FineTuning(Interactive, module="risk"):
         options = dict(num_samples=counts, noise_std=self.noise_std)
         fine_tuned = linear.fine_tuning_risk(B, theta, **options)
         scratch = linear.scratch_risk(self.d, theta, **options)
-        ahead = (scratch <= fine_tuned) & (counts > self.d + 1)
+        ahead = (scratch < (1 - 1e-9) * fine_tuned) & (counts > self.d + 1)  # a tie is none
         return {
             "fine_tuned": fine_tuned,
             "scratch": scratch,

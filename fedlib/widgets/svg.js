@@ -56,7 +56,7 @@ export function axes([left, top, width, height], { x, y, xlabel, ylabel, xlog, y
   const to = (log) => (log ? Math.log10 : (value) => value);
   const place = (value, [low, high], log) => {
     const f = to(log);
-    return (f(Math.max(value, log ? low * 1e-3 : -1e9)) - f(low)) / (f(high) - f(low));
+    return (f(log ? Math.max(value, 1e-300) : value) - f(low)) / (f(high) - f(low));
   };
   const X = (value) => l + w * place(value, x, xlog);
   const Y = (value) => t + h * (1 - place(value, y, ylog));
@@ -67,12 +67,13 @@ export function axes([left, top, width, height], { x, y, xlabel, ylabel, xlog, y
   for (const [value, text] of yticks ?? ticks(...y, ylog, h / 45))
     frame += line(l - 4, Y(value), l, Y(value), "tick") + label(l - 7, Y(value) + 4, text, "small", "end");
   frame += label(l + w / 2, t + h + 34, xlabel, "", "middle") + label(l - 42 + 6, t - 10, ylabel);
-  // Points beyond the frame are moved to it, so that a curve leaves it where it should.
-  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-  const curve = (xs, ys, css) => path(
-    xs.map((value, i) => [value, ys[i]]).filter(([a, b]) => Number.isFinite(b) && inside(a, x))
-      .map(([a, b]) => [X(a), clamp(Y(b), t, t + h)]), css);
-  return { X, Y, frame, curve, box: [l, t, w, h] };
+  // Whatever is drawn by `clip` ends at the frame; far points are brought nearer, for short numbers.
+  const clip = (drawn) => `<svg x="${short(l - 2)}" y="${short(t - 2)}" width="${short(w + 4)}" height="${short(h + 4)}" viewBox="${short(l - 2)} ${short(t - 2)} ${short(w + 4)} ${short(h + 4)}">${drawn}</svg>`;
+  const near = (value) => Math.min(Math.max(value, t - 3 * h), t + 4 * h);
+  const curve = (xs, ys, css) => clip(path(
+    xs.map((value, i) => [value, ys[i]]).filter(([a, b]) => !Number.isNaN(b) && inside(a, x))
+      .map(([a, b]) => [X(a), near(Y(b))]), css));
+  return { X, Y, frame, clip, curve, box: [l, t, w, h] };
 }
 
 // Points of space on the page: seen from the front, a little from the side and from above.
