@@ -114,6 +114,7 @@ BROKEN = {
     "Drift": ("add(eye(2), A, -lr)", "add(eye(2), A, -1.0001 * lr)"),
     "FineTuning": ("n - p - 1", "n - p - 1.0001"),
     "HeadsInRound": ("head = next;", "head = next.map((x) => 1.0001 * x);"),
+    "Horizon": ("sum + (value - middle) ** 2", "sum + 1.0001 * (value - middle) ** 2"),
     "Labels": ("Math.log(p)", "Math.log(1.0001 * p)"),
     "Promise": ("12 * eta", "12.001 * eta"),
     "TwoPlanes": ("r[l * c + j] = lr * sum;", "r[l * c + j] = 1.0001 * lr * sum;"),

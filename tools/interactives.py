@@ -40,9 +40,10 @@ def stills(models: list[dict]) -> list[str]:
     """HTML of each widget's state: title, drawing, sentence."""
     command = [NODE if NODE.exists() else "node", "-e", RENDER]
     text = json.dumps({"models": models})
-    return json.loads(
-        subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
-    )
+    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise RuntimeError(f"An interactive cannot be drawn:\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def place(body: str, stored: dict) -> str:

@@ -23,13 +23,14 @@ from fedlib.widgets.base import Interactive
 from fedlib.widgets.dial import Dial
 from fedlib.widgets.drift import Drift
 from fedlib.widgets.heads_round import HeadsInRound
+from fedlib.widgets.horizon import Horizon
 from fedlib.widgets.labels import Labels
 from fedlib.widgets.planes import Angle, TwoPlanes
 from fedlib.widgets.promise import Promise
 from fedlib.widgets.risk import FineTuning
 from fedlib.widgets.try_it import try_it
 
-KINDS = (TwoPlanes, Drift, Angle, HeadsInRound, Dial, Promise, FineTuning, Labels)
+KINDS = (TwoPlanes, Drift, Angle, HeadsInRound, Dial, Promise, FineTuning, Labels, Horizon)
 """All interactives."""
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Drift",
     "FineTuning",
     "HeadsInRound",
+    "Horizon",
     "Interactive",
     "Labels",
     "Promise",
