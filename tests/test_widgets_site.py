@@ -46,7 +46,7 @@ def test_every_interactive_has_its_place():
     assert set(PLACES) == {kind.__name__ for kind in fl.widgets.KINDS}
     for path in notebooks():
         shown = re.findall(r"fl\.widgets\.([A-Z]\w+)\(", path.read_text(encoding="utf-8"))
-        assert sorted(shown) == sorted(name for name, at in PLACES.items() if at == path.stem)
+        assert {name for name, at in PLACES.items() if at == path.stem} <= set(shown) <= set(PLACES)
 
 
 @every
