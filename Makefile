@@ -54,6 +54,7 @@ format: .venv/installed  ## format code and notebooks
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/python tools/notebooks.py
+	@$(BIN)/python tools/interactives.py
 
 refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/01_fedavg.ipynb for one)
 	@echo "==> Running notebooks and storing their outputs"

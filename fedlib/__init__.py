@@ -1,5 +1,7 @@
 """Federated averaging and the representation it learns: the library behind the book."""
 
+import importlib
+
 from fedlib import distributed, experiments, linear, plot
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.batches import draw_batches
@@ -34,6 +36,14 @@ from fedlib.storage import load_clients, save_clients
 from fedlib.table import Table, table
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """Load ``fl.widgets`` when it is first asked for: it needs packages that fedlib does not."""
+    if name == "widgets":
+        return importlib.import_module("fedlib.widgets")
+    raise AttributeError(f"module 'fedlib' has no attribute {name!r}")
+
 
 __all__ = [
     "CNN",

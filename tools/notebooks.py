@@ -8,6 +8,7 @@ Writes the Colab line and cell from `_config.yml`, one metadata block, stable ce
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ METADATA = {
 }
 COLAB_TAGS = ["hide-input", "remove-output"]
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def load(path: Path) -> dict:
@@ -51,14 +53,33 @@ def normalise(notebook: dict, path: Path, root: Path = ROOT) -> str:
         cell["source"] = cell["source"].strip("\n")
         kept = {key: cell["metadata"][key] for key in ("mystnb", "tags") if key in cell["metadata"]}
         cell["metadata"] = kept
-    widgets = notebook["metadata"].get("widgets")
+    widgets = _keep_interactives(notebook)
     notebook["metadata"] = METADATA | ({"widgets": widgets} if widgets else {})
     notebook |= {"nbformat": 4, "nbformat_minor": 5}
-    text = nbformat.writes(nbformat.from_dict(notebook), version=nbformat.NO_CONVERT)
+    text = json.dumps(notebook)
     # Widget ids are random: number them in order of creation.
-    for number, old in enumerate((widgets or {}).get(WIDGET_STATE, {}).get("state", {})):
+    for number, old in enumerate(widgets.get(WIDGET_STATE, {}).get("state", {})):
         text = text.replace(old, f"{number:032x}")
+    text = nbformat.writes(nbformat.from_dict(json.loads(text)), version=nbformat.NO_CONVERT)
     return text.rstrip("\n") + "\n"
+
+
+def _keep_interactives(notebook: dict) -> dict:
+    """Drop stored sliders that would move and change nothing: all but those of our interactives."""
+    whole = notebook["metadata"].get("widgets", {}).get(WIDGET_STATE, {})
+    state, kept = whole.get("state", {}), set()
+    alive = [key for key, model in state.items() if model["model_module"] == "anywidget"]
+    while alive:
+        kept.add(key := alive.pop())
+        named = re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[key]["state"]))
+        alive += [other for other in named if other in state and other not in kept]
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).get(WIDGET_VIEW)
+            if view and view["model_id"] not in kept:
+                del output["data"][WIDGET_VIEW]
+    state = {key: model for key, model in state.items() if key in kept}
+    return {WIDGET_STATE: whole | {"state": state}} if state else {}
 
 
 def _add_colab(cells: list[dict], path: Path, root: Path) -> None:
