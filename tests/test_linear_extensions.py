@@ -494,3 +494,68 @@ def test_cor_samples_needs_gaussian_tails():
     X = scale * rng.standard_normal((200, n, d))
     errors = spectral(np.swapaxes(X, 1, 2) @ X / n - np.eye(d))
     assert np.mean(2.3 * errors > allowed_error(d, n, 0.0, 2.3, 1, 0.01)) > 0.02
+
+
+# --- Proposition 9.2: one step learns the pooled noise ------------------------------------------
+
+
+def pooled_data(rng, n, d, num, sigma, signs):
+    X = rng.standard_normal((num * n, d))
+    return X, X[:, 0] * np.repeat(signs, n) + sigma * rng.standard_normal(num * n)
+
+
+def one_step_end(X, y, B, num_rounds=4000, lr=0.2):
+    """Where gradient descent on the pooled loss, which D-GD is, ends from (B, 0)."""
+    S, c, w = X.T @ X / len(y), X.T @ y / len(y), np.zeros(B.shape[1])
+    for _ in range(num_rounds):
+        g = S @ (B @ w) - c
+        B, w = B - lr * np.outer(g, w), w - lr * B.T @ g
+    return B, w, np.linalg.solve(S, c)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_prop_pooled_noise(seed, distance):
+    B0 = np.zeros((20, 1))
+    B0[:2, 0] = np.array([np.sqrt(1 - distance**2), distance]) / 0.2**0.5
+    data = pooled_data(np.random.default_rng(seed), 5, 20, 30, 0.0, np.tile([1, -1], 15))
+    B, w, pooled = one_step_end(*data, B0)
+    assert B @ w == pytest.approx(pooled, abs=1e-3)
+    assert linear.subspace_distance(B, pooled[:, None] / norm(pooled)) < 0.02
+    assert linear.subspace_distance(B, np.eye(20)[:, :1]) > 0.75
+
+
+@pytest.mark.parametrize(("d", "sigma"), [(2, 0.0), (5, 1.0), (20, 0.5)])
+def test_prop_pooled_noise_share_outside_the_truth(d, sigma):
+    rng, squares = np.random.default_rng(d), np.zeros(d)
+    for _ in range(4000):
+        X, y = pooled_data(rng, 3, d, 4, sigma, [1, -1, 1, -1])
+        squares += (X.T @ y) ** 2
+    outside, inside = (d - 1) * (1 + sigma**2), 2 + sigma**2
+    share = squares[1:].sum() / squares.sum()
+    assert share == pytest.approx(outside / (outside + inside), rel=0.05)
+    assert outside / (outside + inside) >= (d - 1) / (d + 1)
+
+
+def test_prop_pooled_noise_needs_clients_that_disagree():
+    B0 = np.zeros((20, 1))
+    B0[1] = B0[0] = 1 / 0.4**0.5
+    data = pooled_data(np.random.default_rng(0), 5, 20, 30, 0.0, np.ones(30))
+    B, _, _ = one_step_end(*data, B0)
+    assert linear.subspace_distance(B, np.eye(20)[:, :1]) < 0.01
+
+
+def test_prop_pooled_noise_needs_one_step():
+    # Two steps from the truth, on the same data: they stay near it.
+    rng, tau, lr = np.random.default_rng(0), 2, 0.2
+    X, y = pooled_data(rng, 5, 20, 30, 0.0, np.tile([1, -1], 15))
+    X, y = X.reshape(30, 5, 20), y.reshape(30, 5)
+    B, w = np.eye(20)[:, 0] / lr**0.5, 0.0
+    for _ in range(2000):
+        b, v = np.repeat(B[None], 30, 0), np.repeat(w, 30)
+        for _ in range(tau):
+            fit = np.einsum("mnd,md->mn", X, b) * v[:, None] - y
+            g = np.einsum("mnd,mn->md", X, fit) / 5
+            b, v = b - lr * g * v[:, None], v - lr * (b * g).sum(axis=1)
+        B, w = b.mean(axis=0), v.mean()
+    assert norm(B[1:]) / norm(B) < 0.7
