@@ -96,6 +96,9 @@ def test_thm_outputs_with_one_column_is_the_theorem_for_vectors():
     B0 = linear.matched_start(tasks, lr=0.1, distance=0.5, rng=rng)
     both = [linear.guarantee(t, B0, local_steps=4, lr=0.1) for t in (tasks, matrices)]
     assert both[0] == both[1]
+    cohort = dict(distance=0.5, num_rounds=100, failure=0.1)
+    sizes = [linear.cohort_needed(t, **cohort).size for t in (tasks, matrices)]
+    assert sizes[0] == sizes[1]
     traj = linear.run(matrices, B0, np.zeros((2, 1)), local_steps=4, lr=0.1, num_rounds=20)
     same = linear.run(tasks, B0, np.zeros(2), local_steps=4, lr=0.1, num_rounds=20)
     assert np.array_equal(traj.coords, same.coords)
