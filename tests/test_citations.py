@@ -90,7 +90,7 @@ def test_numbers_are_those_of_the_links_that_the_book_resolves():
 @pytest.mark.parametrize(
     "text",
     [
-        "Theorem B (explicit constants)", "Theorem 7.2", "Lemma 7.9. Chapter 7.", "Remark B6",
+        "Theorem B (explicit constants)", "Theorem 7.9", "Lemma 7.9. Chapter 7.", "Remark B6",
         "Theorem 7.1 (thm-cohort)", "Proposition A2", "Theorem C(ii)", "see thm-nowhere",
         "Chapters 3 and 99", "Theorem C′(i)", "Theorem 5", "After Theorem B8.", "Definition 4.7",
     ],

@@ -1,6 +1,6 @@
 """What the convergence theorem promises for given tasks, start and step size."""
 
-__all__ = ["ROUNDING", "Condition", "Guarantee", "forcing", "guarantee", "one_output"]
+__all__ = ["ROUNDING", "Condition", "Guarantee", "forcing", "guarantee"]
 
 import math
 from bisect import bisect_left
@@ -19,7 +19,8 @@ from fedlib._checks import (
     refuse,
 )
 from fedlib.linear._arrays import EPS, defect, floats, norm2, product, rescaled, scaled
-from fedlib.linear.tasks import LinearTasks, check_tasks
+from fedlib.linear.subspace import seeing
+from fedlib.linear.tasks import LinearTasks, check_tasks, wide_enough
 
 ROUNDING = 1e-12
 """What must be positive must exceed this."""
@@ -194,9 +195,14 @@ def guarantee(
     The start must be matched, :math:`\alpha B_0^\top B_0=I`. The proof leaves room for an error
     of :math:`\min(\bar\delta,\frac1{40})/40`, which is what is checked: no computed start is exact.
 
+    Heads may be matrices: lengths are then Frobenius norms (Theorem 7.2). The model may be wider
+    than the truth: :math:`D_0` is then that of the features that see the truth (Theorem 7.3), and
+    the others must be orthogonal to these, which a matched start's are; rounding is let pass.
+    Heads that lie in a subspace: use ``tasks.reduced()``.
+
     Args:
-        tasks: the clients' tasks, with one output.
-        B0: the server's first body, shape (d, k).
+        tasks: the clients' tasks, with any number of outputs.
+        B0: the server's first body, shape (d, k), ``tasks.k`` ≤ k ≤ d.
         local_steps: gradient steps τ.
         lr: their size α.
         diversity: a lower bound on the least eigenvalue of the covariance of the heads that take
@@ -209,7 +215,7 @@ def guarantee(
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if one is out of range, shapes do not fit, or heads are matrices.
+        ValueError: if one is out of range, or shapes do not fit.
 
     Example:
         >>> from fedlib.linear import largest_lr
@@ -222,11 +228,12 @@ def guarantee(
         (True, 1716)
 
     Reference:
-        Theorem 7.1 (thm-representation), after Collins et al. (2022). Chapter 7.
+        Theorem 7.1 (thm-representation), after Collins et al. (2022); Theorem 7.2 (thm-outputs)
+        and Theorem 7.3 (thm-width). Chapter 7.
     """
     tau, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
-    one_output(tasks)
-    B0 = floats("B0", B0, tasks.B_star.shape)
+    check_tasks(tasks)
+    B0 = wide_enough(tasks, floats("B0", B0, (tasks.d, None)))
     length = tasks.L_max
     if diversity is None:
         mu2 = tasks.proven_diversity
@@ -239,7 +246,9 @@ def guarantee(
     eta = lr * length * (lr * length)
     beta = check_number("mean_drift", mean_drift, least=0) / length
     b, exponent = scaled(B0)
-    outside = norm2(b - tasks.B_star @ (tasks.B_star.T @ b))
+    inside = tasks.B_star.T @ b
+    N = seeing(inside)  # features that see the truth; the others never move
+    outside = norm2((b - tasks.B_star @ inside) @ N)
     D0 = float(rescaled(math.sqrt(lr) * float(outside), exponent))
     D0 = min(1.0, D0)
     above = min(1.0, D0 * (1 + 16 * EPS))  # what D0 is at most, but for rounding
@@ -258,6 +267,10 @@ def guarantee(
         Condition("(C1) delta_bar <= rho/40", delta_bar, rho / 40),
         Condition("(C2) eta (tau - 1) <= rho/20", reach, rho / 20),
     )
+    if B0.shape[1] > tasks.k:
+        surplus = b - (b @ N) @ N.T
+        leak = rescaled(lr * float(norm2(surplus.T @ b @ N)), 2 * exponent)
+        conditions += (Condition("surplus features orthogonal", leak, ROUNDING),)
     return Guarantee(
         conditions=conditions,
         eta=eta,
@@ -272,15 +285,3 @@ def guarantee(
 def forcing(eta: float, tau: int, E0: float) -> float:
     """Return ρ times the bound on Δ, for a mean head that does not move."""
     return 12 * eta + product(5, eta, tau - 1, E0, math.log(1 / E0))
-
-
-def one_output(tasks: LinearTasks) -> None:
-    """Refuse tasks whose heads are matrices.
-
-    Raises:
-        TypeError: if these are no tasks.
-        ValueError: if they are.
-    """
-    check_tasks(tasks)
-    if tasks.heads.ndim == 3:
-        raise ValueError("Invalid tasks: Theorem 7.1 is proved for one output. Use heads (M, k).")

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedlib._checks import check_int, check_number, check_positive, check_positive_int, refuse
 from fedlib.linear._arrays import EPS, least_singular, product, rescaled, scaled
-from fedlib.linear.certificate import ROUNDING, forcing, one_output
+from fedlib.linear.certificate import ROUNDING, forcing
 from fedlib.linear.tasks import LinearTasks, check_tasks
 
 
@@ -18,7 +18,7 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
     r"""Return the largest step size α that Theorem 7.1 admits with all clients in every round.
 
     Args:
-        tasks: the clients' tasks, with one output.
+        tasks: the clients' tasks, with any number of outputs.
         distance: of the matched start from the truth, in [0, 1).
         local_steps: gradient steps τ, at least 2.
 
@@ -27,7 +27,7 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if one is out of range, the heads lie in a hyperplane or are matrices, the
+        ValueError: if one is out of range, the heads lie in a hyperplane, the
             distance is within 5e-13 of 1, or the step size is too small for float64.
 
     Example:
@@ -38,7 +38,7 @@ def largest_lr(tasks: LinearTasks, *, distance: float, local_steps: int) -> floa
     Reference:
         Conditions (C1) and (C2) of Theorem 7.1 (thm-representation). Chapter 7.
     """
-    one_output(tasks)
+    check_tasks(tasks)
     local_steps = check_int("local_steps", local_steps, minimum=2)
     rho, E0 = _rho(tasks, distance)
     if E0 < 1e-12:
@@ -120,7 +120,7 @@ def cohort_needed(
     .. math:: m\ge\frac{712}{(E_0\mu_*^2)^2}\Big(1+\sqrt{2\log(2T/q)}\Big)^2.
 
     Args:
-        tasks: the clients' tasks, with one output.
+        tasks: the clients' tasks, with any number of outputs.
         distance: of the matched start from the truth, in [0, 1).
         num_rounds: rounds T that it shall hold for.
         failure: probability q in (0, 1).
@@ -130,7 +130,7 @@ def cohort_needed(
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if one is out of range, or the heads lie in a hyperplane or are matrices.
+        ValueError: if one is out of range, or the heads lie in a hyperplane.
 
     Example:
         >>> tasks = LinearTasks(np.eye(3)[:, :1], np.array([[1.0], [-1.0]]))
@@ -140,7 +140,7 @@ def cohort_needed(
     Reference:
         Theorem 8.3 (thm-cohort). Chapter 8.
     """
-    one_output(tasks)
+    check_tasks(tasks)
     num_rounds = check_positive_int("num_rounds", num_rounds)
     failure = check_number("failure", failure, above=0, below=1)
     rho, _ = _rho(tasks, distance)

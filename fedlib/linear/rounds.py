@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from fedlib._checks import check_array, check_positive, check_positive_int
 from fedlib.linear._arrays import check_memory, floats, watched
-from fedlib.linear.tasks import LinearTasks, check_tasks
+from fedlib.linear.tasks import LinearTasks, check_tasks, wide_enough
 
 
 class Round(NamedTuple):
@@ -21,7 +21,7 @@ class Round(NamedTuple):
         bodies: the clients' bodies after 0 … τ local steps, shape (τ + 1, m, d, k).
         heads: the clients' heads after 0 … τ local steps, shape (τ + 1, m, k), or (…, k, c).
         P: prior weight :math:`\mathrm{mean}_i\prod_s(I-\alpha w_{i,s}w_{i,s}^\top)`, (k, k).
-        S: signal; the new body is :math:`BP+B_*S`, shape (k, k).
+        S: signal; the new body is :math:`BP+B_*S`, shape (k_star, k).
     """
 
     B: np.ndarray
@@ -49,7 +49,7 @@ def one_round(
 
     Args:
         tasks: the clients' tasks.
-        B: the body that all clients start from, shape (d, k).
+        B: the body that all clients start from, shape (d, k), k ≥ ``tasks.k``.
         w: the head that they start from, shape (k,), or (k, c).
         local_steps: steps τ.
         lr: step size α.
@@ -80,14 +80,14 @@ def one_round(
     local_steps, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
     truth = tasks.heads if clients is None else tasks.heads[_positions(clients, tasks.num_clients)]
     truth = truth.reshape(*truth.shape[:2], -1)
-    B = floats("B", B, tasks.B_star.shape)
-    w = floats("w", w, tasks.heads.shape[1:])
-    m, k, c = truth.shape
+    B = wide_enough(tasks, floats("B", B, (tasks.d, None)), "B")
+    k, (m, rank, c) = B.shape[1], truth.shape
+    w = floats("w", w, (k, *tasks.heads.shape[2:]))
     kept = 2 * (local_steps + 1) * (m * k * (tasks.d + c) + 50)  # and Python's own 50 an array
     check_memory("local_steps", local_steps, kept, "fewer steps or clients, or linear.run")
     bodies = [np.repeat(B[None], m, axis=0)]
     heads = [np.repeat(w.reshape(1, k, -1), m, axis=0)]
-    P, S = np.repeat(np.eye(k)[None], m, axis=0), np.zeros((m, k, k))
+    P, S = np.repeat(np.eye(k)[None], m, axis=0), np.zeros((m, rank, k))
     with np.errstate(over="ignore", invalid="ignore"):
         theta = tasks.B_star @ truth
         for _ in watched(local_steps, "local steps"):

@@ -1,6 +1,6 @@
 """How far one column space is from another."""
 
-__all__ = ["principal_angles", "sines", "subspace_distance"]
+__all__ = ["principal_angles", "seeing", "sines", "subspace_distance"]
 
 import numpy as np
 from jaxtyping import Float
@@ -78,12 +78,13 @@ def principal_angles(
 
 
 def sines(
-    A: Float[np.ndarray, "*rounds k k"], Z: Float[np.ndarray, "*rounds r k"]
+    A: Float[np.ndarray, "*rounds k_star k"], Z: Float[np.ndarray, "*rounds r k"]
 ) -> Float[np.ndarray, "*rounds"]:
-    r"""Distances of the column spaces of :math:`[A; Z]` from the first k coordinates.
+    r"""Distances of the column spaces of :math:`[A; Z]` from the first coordinates, A's rows.
 
     Below ½ the tangent :math:`\|ZA^{-1}\|` is used, which keeps its relative precision however
     small the distance. A nearly singular :math:`[A; Z]` counts as rank-deficient: distance 1.
+    A wide body, of more columns than A has rows, is brought to the square case first.
 
     Args:
         A: the rows inside the truth, :math:`B_*^\top B`, for any number of rounds.
@@ -92,7 +93,9 @@ def sines(
     Returns:
         One distance per round.
     """
-    k = A.shape[-1]
+    k = A.shape[-2]
+    if A.shape[-1] > k:
+        A, Z = _square(A, Z)
     both, _ = scaled(np.concatenate([A, Z], axis=-2), (-2, -1))
     A, Z = both[..., :k, :], both[..., k:, :]
     U, s, _ = np.linalg.svd(both, full_matrices=False)
@@ -101,6 +104,27 @@ def sines(
     tangent = norm2(Z[small] @ np.linalg.inv(A[small]))
     sine[small] = tangent / np.sqrt(1 + tangent**2)
     return np.minimum(sine, 1.0)
+
+
+def seeing(A: Float[np.ndarray, "k_star k"]) -> Float[np.ndarray, "k k_star"]:
+    """Return an orthonormal basis of the row space of A; the identity if A is square."""
+    k_star, k = A.shape
+    return np.eye(k) if k == k_star else np.linalg.svd(A, full_matrices=False)[2].T
+
+
+def _square(A: np.ndarray, Z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find square A and Z at the same distance.
+
+    In an orthonormal basis whose first vectors span the rows of A, the other columns of the body
+    lie outside the truth. There they can only remove what the first leave outside.
+    """
+    k = A.shape[-2]
+    N = np.swapaxes(np.linalg.svd(A)[2], -1, -2)
+    inside, Z = A @ N[..., :k], Z @ N
+    U, s, _ = np.linalg.svd(Z[..., k:], full_matrices=False)
+    U = U * (s > OVERWRITTEN * norm2(Z)[..., None])[..., None, :]
+    Z = Z[..., :k]
+    return inside, Z - U @ (np.swapaxes(U, -1, -2) @ Z)
 
 
 def _bases(B: np.ndarray, B_star: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

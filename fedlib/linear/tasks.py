@@ -1,6 +1,6 @@
 """The clients' regression tasks: a shared subspace, and one head each."""
 
-__all__ = ["LinearTasks", "check_tasks", "matched_start"]
+__all__ = ["LinearTasks", "check_tasks", "matched_start", "wide_enough"]
 
 import math
 from dataclasses import dataclass
@@ -223,6 +223,31 @@ class LinearTasks:
         """Return the same tasks in units in which the longest head has norm 1 (Chapter 6)."""
         return LinearTasks(self.B_star, self._scaled[0] / self._longest)
 
+    def reduced(self) -> "LinearTasks":
+        r"""Return the same tasks, told in as few features as their heads span.
+
+        If all heads lie in a subspace of dimension k', :math:`\theta_i=B_*TT^\top w_i^*` with an
+        orthonormal basis T of it: the truth is :math:`B_*T`, the heads are :math:`T^\top w_i^*`.
+        A model of k features is then wider than the truth (Theorem 7.3). Directions that rounding
+        of the heads could have made do not count.
+
+        Example:
+            >>> line = LinearTasks(np.eye(4)[:, :2], np.array([[0.6, 0.8], [-0.3, -0.4]]))
+            >>> line.reduced(), line.reduced().heads.round(9).ravel()
+            (LinearTasks(d=4, k=1, num_clients=2), array([-1. ,  0.5]))
+
+        Reference:
+            Theorem 7.3 (thm-width). Chapter 7.
+        """
+        heads, _ = self._scaled
+        U, s, _ = np.linalg.svd(_rows(heads).T, full_matrices=False)
+        basis = U[:, s > max(U.shape[0], self.num_clients) * EPS * s[0]]
+        if basis.shape[1] == self.k:
+            return self
+        turned = np.linalg.qr(self.B_star @ basis)[0]
+        basis = self.B_star.T @ turned
+        return LinearTasks(turned, np.einsum("jk,mj...->mk...", basis, self.heads))
+
     def private_orders(self, *, rng: np.random.Generator) -> "LinearTasks":
         """Return tasks in which every client's outputs come in its own random order.
 
@@ -289,6 +314,19 @@ def check_tasks(tasks: object) -> LinearTasks:
         TypeError: if they are something else.
     """
     return check_type("tasks", tasks, LinearTasks, "Use linear.LinearTasks(B_star, heads).")
+
+
+def wide_enough(tasks: LinearTasks, B: np.ndarray, name: str = "B0") -> np.ndarray:
+    """Return a body with at least as many columns as the truth, and no more than inputs.
+
+    Raises:
+        ValueError: if it has fewer, or more.
+    """
+    if not tasks.k <= B.shape[1] <= tasks.d:
+        why = f"the truth has {tasks.k} features, and there are {tasks.d} inputs"
+        use = f"shape ({tasks.d}, k) with {tasks.k} <= k <= {tasks.d}"
+        raise ValueError(f"Invalid {name}: shape {B.shape}: {why}. Use {use}.")
+    return B
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from fedlib._checks import (
     shown,
 )
 from fedlib.linear._arrays import check_memory, defect, floats, norm2, rescaled, scaled, watched
-from fedlib.linear.subspace import sines
-from fedlib.linear.tasks import LinearTasks, check_tasks
+from fedlib.linear.subspace import seeing, sines
+from fedlib.linear.tasks import LinearTasks, check_tasks, wide_enough
 
 CACHED = 20_000
 """Numbers per block of clients: small enough to stay in a core's own memory."""
@@ -36,16 +36,18 @@ class Trajectory:
     matrices of d × k; ``traj[t]`` builds one.
 
     Attributes:
-        basis: orthonormal columns, the first k of them ``B_star``, shape (d, n), n ≤ 2k.
+        basis: orthonormal columns, those of ``B_star`` first, shape (d, n).
         coords: coordinates of the bodies, shape (T + 1, n, k).
         w: the server's heads, shape (T + 1, k), or (T + 1, k, c).
         lr: the step size α.
+        rank: features of the truth: columns of ``B_star``, at most k.
     """
 
     basis: Float[np.ndarray, "d n"]
     coords: Float[np.ndarray, "rounds n k"]
     w: Float[np.ndarray, "rounds k *c"]
     lr: float
+    rank: int
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -90,11 +92,12 @@ class Trajectory:
     def distance(self) -> Float[np.ndarray, " rounds"]:
         r"""Distances :math:`\|(I-QQ^\top)B_*\|` from the truth.
 
-        Small ones keep their relative precision. A body whose condition number exceeds 1e10
+        Small ones keep their relative precision; those of a model wider than the truth are right
+        to rounding (1e-15). A body whose condition number exceeds 1e10
         counts as rank-deficient, distance 1: rounding has overwritten its last direction. Long
         before, from 1e6 on (see ``condition``), digits are being lost.
         """
-        return sines(self.coords[:, : self._k], self.coords[:, self._k :])
+        return sines(self.coords[:, : self.rank], self.coords[:, self.rank :])
 
     @cached_property
     def condition(self) -> Float[np.ndarray, " rounds"]:
@@ -110,9 +113,21 @@ class Trajectory:
 
     @cached_property
     def D(self) -> Float[np.ndarray, " rounds"]:
-        r"""Sizes of the part outside the truth, :math:`D_t=\sqrt\alpha\|B_{*\perp}^\top B_t\|`."""
+        r"""Sizes of the part outside the truth, :math:`D_t=\sqrt\alpha\|B_{*\perp}^\top B_t\|`.
+
+        If the model is wider than the truth, only those k_star features count that see the truth
+        at the start: the others never move (Theorem 7.3). See ``seeing``.
+        """
         with np.errstate(over="ignore"):
-            return np.sqrt(self.lr) * norm2(self.coords[:, self._k :])
+            return np.sqrt(self.lr) * norm2(self.coords[:, self.rank :] @ self.seeing)
+
+    @cached_property
+    def seeing(self) -> Float[np.ndarray, "k k_star"]:
+        r"""Orthonormal basis of the rows of :math:`B_*^\top B_0`: the features that learn.
+
+        The identity if the model is as wide as the truth.
+        """
+        return seeing(self.coords[0, : self.rank])
 
 
 def run(
@@ -132,11 +147,11 @@ def run(
 
     The recursion is that of ``one_round``, played in the coordinates of the span of
     :math:`B_*` and :math:`B_0`, at most 2k of them: the result is exact and its cost does not
-    depend on d.
+    depend on d. The model may have more features than the truth, k ≥ ``tasks.k``.
 
     Args:
         tasks: the clients' tasks.
-        B0: the server's first body, shape (d, k).
+        B0: the server's first body, shape (d, k), ``tasks.k`` ≤ k ≤ d.
         w0: its first head, shape (k,), or (k, c) for c outputs.
         local_steps: gradient steps τ of every client in every round.
         lr: their size α.
@@ -166,18 +181,21 @@ def run(
         ((201,), (201, 1000, 2), (201, 2))
 
     Reference:
-        Collins et al. (2022). Corollary 6.2 (cor-run-span). Chapter 6.
+        Collins et al. (2022). Corollary 6.2 (cor-run-span). Chapter 6. For wider models
+        Theorem 7.3 (thm-width). Chapter 7.
     """
     check_tasks(tasks)
     local_steps, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
     num_rounds, progress = check_int("num_rounds", num_rounds, 0), check_bool("progress", progress)
-    B0 = floats("B0", B0, tasks.B_star.shape)
-    w = floats("w0", w0, tasks.heads.shape[1:]).reshape(tasks.k, -1)
+    B0 = wide_enough(tasks, floats("B0", B0, (tasks.d, None)))
+    k, outputs = B0.shape[1], tasks.heads.shape[2:]
+    w = floats("w0", w0, (k, *outputs)).reshape(k, -1)
     draw = _cohorts(tasks.num_clients, cohort_size, replace, rng)
     heads = tasks.heads.reshape(tasks.num_clients, tasks.k, -1)
 
     start, exponent = scaled(B0)
     basis = np.linalg.qr(np.column_stack([tasks.B_star, start]))[0]
+    basis = basis[:, : min(basis.shape[1], tasks.d)]
     basis[:, : tasks.k] = tasks.B_star  # QR finds them up to sign
     b = rescaled(basis.T @ start, exponent)
     check_memory("num_rounds", num_rounds, (num_rounds + 1) * (b.size + w.size), "fewer rounds")
@@ -196,7 +214,7 @@ def run(
                     f"The run diverged in round {round_num + 1}. Use a lr smaller than {lr}."
                 )
             coords[round_num + 1], ws[round_num + 1] = b, w
-    return Trajectory(basis, coords, ws.reshape(-1, *tasks.heads.shape[1:]), lr)
+    return Trajectory(basis, coords, ws.reshape(-1, k, *outputs), lr, tasks.k)
 
 
 def _average(
@@ -209,7 +227,7 @@ def _average(
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play a round in coordinates, clients in blocks: (n, k) and (k, c) in, the same out."""
-    (n, k), c = b.shape, w.shape[1]
+    (n, k), c, rank = b.shape, w.shape[1], heads.shape[1]
     block = max(1, CACHED // (n * k))
     new_b, new_w = np.zeros((n, k)), np.zeros((k, c))
     long = tau > MANY_STEPS
@@ -219,7 +237,7 @@ def _average(
         outer = np.empty_like(bs)
         for _ in watched(tau, "local steps", progress=progress) if long else range(tau):
             r = bs @ ws
-            r[:, :k] -= taught
+            r[:, :rank] -= taught
             r *= lr
             np.matmul(r, ws.transpose(0, 2, 1), out=outer)
             ws = ws - bs.transpose(0, 2, 1) @ r
