@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 from chapters import Chapter, directives, num_words
-from repository import notebooks
+from repository import colab_link, notebooks
 
 CHAPTERS = [Chapter(path) for path in notebooks() if re.match(r"\d\d_", path.name)]
 chapters = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
@@ -28,7 +28,7 @@ def test_opening(chapter):
     for words in ("2 CPU cores", "GPU"):
         assert words in run_time[0], f"the run time does not say {words!r}"
     assert re.search(r"\d+ (second|minute)", run_time[0]), "the run time gives no figure"
-    assert "[Open in Colab](" in chapter.cells[0]["source"]
+    assert colab_link(chapter.path) in chapter.cells[0]["source"]
 
 
 @chapters

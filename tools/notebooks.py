@@ -8,6 +8,7 @@ Writes the Colab line and cell from `_config.yml`, one metadata block, stable ce
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+OPENS = r"\[(Open in Colab|Download this notebook)\]\("  # the line that colab_link writes
 COLAB_TAGS = ["hide-input", "remove-output"]
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
@@ -63,7 +65,7 @@ def normalise(notebook: dict, path: Path, root: Path = ROOT) -> str:
 
 def _add_colab(cells: list[dict], path: Path, root: Path) -> None:
     title, _, rest = cells[0]["source"].partition("\n")
-    lines = [line for line in rest.split("\n") if not line.startswith("[Open in Colab](")]
+    lines = [line for line in rest.split("\n") if not re.match(OPENS, line)]
     body = "\n".join(lines).strip("\n")
     cells[0]["source"] = f"{title}\n\n{colab_link(path, root)}\n\n{body}"
     existing = next((cell for cell in cells if is_colab_cell(cell)), None)
