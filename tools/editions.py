@@ -93,11 +93,12 @@ def bibliography(root: Path = ROOT) -> dict[str, tuple[str, str]]:
 def translator(path: Path, root: Path, labels: dict[str, Target]) -> Plain:
     """The translator for one page."""
     site, folder = config(root)["html"]["baseurl"], path.relative_to(root).parent.as_posix()
+    known = pages(root)
 
     def page(address: str) -> str:
         name, mark, anchor = address.partition("#")
         place = posixpath.normpath(posixpath.join(folder, name))
-        if root / place not in pages(root):
+        if root / place not in known:
             raise ValueError(f"Invalid link {address} in {path.name}: no page of _toc.yml.")
         return f"{site}{Path(place).with_suffix('.html').as_posix()}{mark}{anchor}"
 

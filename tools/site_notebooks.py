@@ -4,6 +4,7 @@ The editions lie on the site beside the pages, so a download works wherever the 
 theme's own buttons would open the sources, which only MyST can read, and hand out solutions.
 """
 
+import re
 from pathlib import Path
 
 import editions
@@ -62,7 +63,18 @@ def publish(app, error):
         source.unlink()
 
 
+def know_the_host(app, settings):
+    """Tell the theme, which stops at hosts it does not know: Gitea has GitHub's addresses."""
+    options = settings.html_theme_options
+    host = options.get("repository_url", "").partition("://")[2].partition("/")[0]
+    if host and not re.search("github|gitlab|bitbucket", host):
+        options["repository_provider"] = "github"
+    elif "bitbucket" in host:
+        options["use_issues_button"] = False  # the theme cannot
+
+
 def setup(app):
+    app.connect("config-inited", know_the_host)
     app.connect("html-page-context", buttons, priority=950)  # after site_parts
     app.connect("build-finished", publish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
