@@ -7,6 +7,8 @@ NAME   ?=
 URL    ?=
 SITE   ?=
 INSTALL ?=
+HW     ?=
+SUB    ?=
 # What the caller gives reaches the recipes as text, in their environment: neither make nor a shell
 # may run what stands in it.
 override PYTHON := $(value PYTHON)
@@ -16,7 +18,9 @@ override NAME := $(value NAME)
 override URL := $(value URL)
 override SITE := $(value SITE)
 override INSTALL := $(value INSTALL)
-export PYTHON PORT NB NAME URL SITE INSTALL
+override HW := $(value HW)
+override SUB := $(value SUB)
+export PYTHON PORT NB NAME URL SITE INSTALL HW SUB
 
 BIN := .venv/bin
 # An environment that was copied or moved would run the library at its old place, and one that lost
@@ -35,7 +39,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh notebooks wheel colab site serve browser shake versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh notebooks course grade wheel colab site serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -65,6 +69,12 @@ refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/
 
 notebooks: .venv/installed  ## write the chapters as plain notebooks, for Colab and for students, into dist/
 	@$(BIN)/python tools/editions.py dist
+
+course: .venv/installed  ## write the homeworks, without solutions and hidden checks, into dist/course
+	@$(BIN)/python tools/coursework.py make
+
+grade: .venv/installed  ## grade a folder of homework (HW=2 SUB=folder): writes grades.csv into it
+	@$(BIN)/python tools/coursework.py grade "$$HW" "$$SUB"
 
 wheel: .venv/installed  ## write the library as one file into dist/: what a class installs without a public repository
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
