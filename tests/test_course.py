@@ -11,6 +11,7 @@ from colab import raw_markup
 from coursework import Cell, cells, grade, grade_all, masters, student, write
 
 HOMEWORKS = masters()
+HOMEWORKS[max(HOMEWORKS) + 1] = coursework.COURSE / "TEMPLATE_hw" / "master.py"  # as if copied
 homeworks = pytest.mark.parametrize("number", HOMEWORKS)
 WRONG = {
     f"{number}-{path.stem}": (number, path)
@@ -79,10 +80,9 @@ def test_a_homework_has_what_a_course_needs(number):
 
 
 @homeworks
-def test_the_students_notebook_holds_no_solution_and_no_hidden_check(number, tmp_path):
-    path = write(tmp_path, "fedlib")[number - 1]
-    notebook = json.loads(path.read_text("utf-8"))
-    text = path.read_text("utf-8")
+def test_the_students_notebook_holds_no_solution_and_no_hidden_check(number):
+    text = json.dumps(student(HOMEWORKS[number], "fedlib"), ensure_ascii=False)
+    notebook = json.loads(text)
     for word in ("SOLUTION", "Rubric", "hidden:", "Model answer"):
         assert word not in text
     sources = "\n".join("".join(cell["source"]) for cell in notebook["cells"])
@@ -105,6 +105,26 @@ def test_the_students_notebook_runs_to_the_end_and_reports(number, capsys):
     shown = capsys.readouterr().out
     assert shown.count("✗") == sum(cell.kind == "public" for cell in checks(number))
     assert "✓" not in shown
+
+
+def test_all_homeworks_are_written(tmp_path):
+    written = write(tmp_path, "https://example.edu/fedlib.whl")
+    assert [path.stem for path in written] == [f"hw{number}" for number in masters()]
+    for path in written:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        assert "".join(cells[0]["source"]).startswith("# Homework")
+        assert '%pip install -q "https://example.edu/fedlib.whl"' in "".join(cells[1]["source"])
+
+
+def test_the_page_for_instructors_tells_the_points():
+    page = (coursework.ROOT / "book" / "teaching.md").read_text("utf-8")
+    for number in masters():
+        automatic = sum(cell.points for cell in checks(number))
+        by_hand = sum(c.points for c in cells(HOMEWORKS[number]) if c.kind == "written")
+        title = cells(HOMEWORKS[number])[0].source.split("\n")[0].removeprefix("# Homework ")
+        minutes = re.search(r"About (\d+) minutes", cells(HOMEWORKS[number])[0].source)[1]
+        name, numbers = re.escape(title.replace(":", "")), rf"{minutes} \| {automatic} \+ {by_hand}"
+        assert re.search(rf"\| {name} \|.*\| {numbers} \|", page), title
 
 
 MASTER = """# %% [markdown]

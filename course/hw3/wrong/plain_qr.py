@@ -1,7 +1,6 @@
 """QR gives as many directions as columns, also where these are dependent.
 
-Fails: dependent columns span less; nothing to learn from opposite heads;
-    the mean head lowers the floor
+Fails: dependent columns span less; nothing to learn from opposite heads
 """
 
 
