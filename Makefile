@@ -39,11 +39,11 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh notebooks course grade wheel colab site serve browser shake versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh notebooks course grade wheel colab chapter new-chapter site serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
 
 book: site  ## set up, build the website
 	@echo "==> Done. Open _build/html/index.html, or run 'make serve'."
@@ -66,6 +66,12 @@ format: .venv/installed  ## format code and notebooks
 refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/01_fedavg.ipynb for one)
 	@echo "==> Running notebooks and storing their outputs"
 	@$(BIN)/python tools/refresh.py $$NB
+
+chapter: .venv/installed  ## format, run and test one chapter (NB=book/01_fedavg.ipynb)
+	@$(BIN)/python tools/chapter.py "$$NB"
+
+new-chapter: .venv/installed  ## begin a chapter that keeps all rules (NAME=17_my_title)
+	@$(BIN)/python tools/new_chapter.py "$$NAME"
 
 notebooks: .venv/installed  ## write the chapters as plain notebooks, for Colab and for students, into dist/
 	@$(BIN)/python tools/editions.py dist

@@ -51,6 +51,9 @@ def targets(root: Path = ROOT) -> dict[str, Target]:
         prefix = f"{numbers[name]}." if name in numbers else ""
         counts: dict[str, int] = {}
         for kind, label in (pair for cell in cells(path) for pair in labelled(cell)):
+            if kind.startswith("unnumbered "):
+                found[label] = Target(kind.partition(" ")[2], f"{site}{name}.html#{label}")
+                continue
             counts[kind] = counts.get(kind, 0) + 1
             if label:
                 full = f"{kind.title()} {prefix}{counts[kind]}" if kind else label
@@ -69,6 +72,11 @@ def labelled(cell: dict) -> list[tuple[str, str]]:
         (item.kind, item.options.get("label", ""))
         for item in directives(text)
         if item.kind in NUMBERED and "nonumber" not in item.options
+    ]
+    found += [
+        (f"unnumbered {item.title or item.kind.title()}", item.options["label"])
+        for item in directives(text)
+        if item.kind in NUMBERED and {"nonumber", "label"} <= set(item.options)
     ]
     found += [("equation", equation["label"]) for equation in EQUATION.finditer(text)]
     named = re.findall(r"^\(([\w-]+)\)=", text, re.MULTILINE)
@@ -110,13 +118,32 @@ def translator(path: Path, root: Path, labels: dict[str, Target]) -> Plain:
 
 # ---- Editions ----
 
+OPTIONAL = "Optional on the shorter paths."
+
+
+@cache
+def optional(root: Path = ROOT) -> dict[str, list[str]]:
+    """The sections that a class may leave out, by page."""
+    path = root / "course" / "paths.yml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def mark_optional(text: str, headings: list[str]) -> str:
+    """Say below a heading that its section may be left out."""
+    for heading in headings:
+        at = rf"^(#+ {re.escape(heading)}[ \t]*)$"
+        text = re.sub(at, lambda found: f"{found[1]}\n\n*{OPTIONAL}*", text, flags=re.M)
+    return text
+
 
 def plain(path: Path, edition: str, requirement: str, plainly: Plain, root: Path = ROOT) -> dict:
     """One chapter in one edition."""
     notebook = load(path)
     made = []
+    left_out = optional(root).get(path.relative_to(root).with_suffix("").as_posix(), [])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
+            cell["source"] = mark_optional(cell["source"], left_out)
             made += markdown_cells(cell, edition, plainly)
         else:
             made += code_cells(cell, requirement, plainly)

@@ -8,6 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# Marks of an exercise, as its classes say them: `:class: by-hand easy min-10`.
+KINDS = ("warm-up", "by-hand", "proof", "code", "question")
+LEVELS = ("easy", "medium", "hard")
 STATEMENTS = ("theorem", "proposition", "lemma", "corollary")
 # Numbered by chapter on the site, each kind by itself.
 NUMBERED = (*STATEMENTS, "definition", "algorithm", "remark", "example", "axiom", "conjecture")
@@ -54,8 +57,24 @@ class Directive:
         return self.name.removeprefix("prf:")
 
     @property
+    def classes(self) -> list[str]:
+        return self.options.get("class", "").split()
+
+    @property
+    def marks(self) -> str:
+        """Kind, difficulty and minutes of an exercise, in words."""
+        return marks(self.classes)
+
+    @property
     def folded(self) -> bool:
-        return self.name == "dropdown" or "dropdown" in self.options.get("class", "").split()
+        return self.name == "dropdown" or "dropdown" in self.classes
+
+
+def marks(classes: list[str]) -> str:
+    """What classes say of an exercise: `by hand · easy · 10 minutes`."""
+    minutes = [f"{name[4:]} minutes" for name in classes if re.fullmatch(r"min-\d+", name)]
+    said = [name.replace("by-hand", "by hand") for name in classes if name in (*KINDS, *LEVELS)]
+    return " · ".join(said + minutes)
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,8 @@ class Plain:
         if item.name == "solution":
             return self._details(f"Solution to {self.target(item.title).name}", item)
         if item.name == "exercise":
-            return self._begin(self.title(item), item)
+            said = f" *({item.marks})*" if item.marks else ""
+            return self._begin(self.title(item) + said, item)
         if item.kind in NUMBERED:
             return self._quote(self._begin(self.title(item), item))
         if item.name in BOXES:
@@ -160,6 +180,8 @@ class Plain:
         """Kind, number and title: `**Theorem 7.1 (FedAvg learns the representation).**`."""
         label = item.options.get("label")
         name = self.target(label).name if label else item.kind.title()
+        if "nonumber" in item.options:
+            return f"**{name}.**"
         return f"**{name}{f' ({self.prose(item.title)})' if item.title else ''}.**"
 
     def target(self, label: str) -> Target:

@@ -8,9 +8,12 @@ import re
 from pathlib import Path
 
 import editions
+from docutils import nodes
+from myst import marks
 from repository import EDITIONS, ROOT, binder, config
 from repository import editions as address
 from site_parts import pointing_nowhere
+from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node
 
 
 def buttons(app, page, template, context, doctree):
@@ -73,7 +76,23 @@ def know_the_host(app, settings):
         options["use_issues_button"] = False  # the theme cannot
 
 
+def annotate(app, doctree):
+    """Mark sections that a class may leave out, and say of exercises how hard and long they are."""
+    left_out = editions.optional().get(app.env.docname, [])
+    for section in doctree.findall(nodes.section):
+        if section[0].astext() in left_out:
+            note = nodes.emphasis(text=editions.OPTIONAL)
+            section.insert(1, nodes.paragraph("", "", note, classes=["optional"]))
+    for exercise in doctree.findall(nodes.Element):
+        kinds = (exercise_node, exercise_enumerable_node)
+        if isinstance(exercise, kinds) and (said := marks(exercise["classes"])):
+            exercise[1].insert(
+                0, nodes.paragraph("", "", nodes.emphasis(text=said), classes=["marks"])
+            )
+
+
 def setup(app):
+    app.connect("doctree-read", annotate)
     app.connect("config-inited", know_the_host)
     app.connect("html-page-context", buttons, priority=950)  # after site_parts
     app.connect("build-finished", publish)

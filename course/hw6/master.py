@@ -72,11 +72,10 @@ assert np.isclose(interval([1.0, 2.0, 3.0])[0], 2)
 # %% hidden: it covers as often as it says (3 points)
 rng = np.random.default_rng()
 for n in (2, 5):
-    assert np.isclose(
-        interval(np.arange(float(n)))[1], stats.sem(np.arange(n)) * stats.t.ppf(0.975, n - 1)
-    )
-    means, halves = np.transpose([interval(rng.standard_normal(n)) for _ in range(4000)])
-    assert abs(np.mean(np.abs(means) <= halves) - 0.95) < 0.02
+    exact = stats.sem(np.arange(n)) * stats.t.ppf(0.975, n - 1)
+    assert np.isclose(interval(np.arange(float(n)))[1], exact)
+means, halves = np.transpose([interval(rng.standard_normal(2)) for _ in range(400)])
+assert abs(np.mean(np.abs(means) <= halves) - 0.95) < 0.1  # the normal quantile covers 0.7
 
 # %% [markdown]
 # **C. The comparison.** `run(name, lr, seed, on)` trains a method and returns the mean accuracy of new clients; `on` is `"validation"` or `"test"`. The names are `"fedavg"`, `"one step, same rounds"` and `"one step, same steps"`. Choose each method's step size with `tuning_seed`, then run all `seeds`.
