@@ -88,6 +88,8 @@ def test_a_url_is_text(folder, given):
     [
         ("refresh", "NB"),
         ("colab", "NB"),
+        ("chapter", "NB"),
+        ("new-chapter", "NAME"),
         ("results", "NAME"),
         ("versions", "NAME"),
         ("serve", "PORT"),

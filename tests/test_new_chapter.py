@@ -28,7 +28,8 @@ FORM = [
 
 @pytest.fixture
 def copy(tmp_path):
-    for path in [ROOT / "_toc.yml", ROOT / "_config.yml", ROOT / "course" / "quizzes.yml"]:
+    for name in ("_toc.yml", "_config.yml", "references.bib", "course/quizzes.yml"):
+        path = ROOT / name
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)

@@ -1,7 +1,7 @@
 """Begin a chapter: `make new-chapter NAME=17_my_title`.
 
-Writes book/17_my_title.ipynb from course/TEMPLATE_chapter.md, which keeps all house rules, and enters it in
-`_toc.yml`, behind the last numbered chapter, and in course/quizzes.yml.
+Writes book/17_my_title.ipynb from course/TEMPLATE_chapter.md, which keeps all house rules, and
+enters it in `_toc.yml`, behind the last numbered chapter, and in course/quizzes.yml.
 """
 
 import json

@@ -95,7 +95,8 @@ def _add_quiz(cells: list[dict], path: Path, root: Path) -> None:
     quizzes = yaml.safe_load(source.read_text(encoding="utf-8")) if source.exists() else {}
     text = "## Check yourself"
     for number, item in enumerate(quizzes.get(path.stem, []), 1):
-        text += f"\n\n:::{{admonition}} {number}. {item['q']}\n:class: dropdown\n\n{item['a']}\n:::"
+        head = f":::{{admonition}} {number}. {item['q']}\n:class: quiz dropdown"
+        text += f"\n\n{head}\n\n{item['a']}\n:::"
     old = [cell for cell in cells if cell.get("id") == "quiz"]
     for cell in old:
         cells.remove(cell)
