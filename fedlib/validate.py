@@ -523,6 +523,10 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.others, self.touched, self.pads = others, [], False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and torch.compile's import takes a second
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         names = [argument.name for argument in func._schema.arguments]
         given = dict(zip(names, args, strict=False)) | (kwargs or {})

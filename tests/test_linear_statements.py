@@ -948,6 +948,16 @@ def test_thm_one_step_worst_case(seed, k, more, distance):
     assert leak(bodies[-1], B0) < 1e-10
 
 
+def test_worst_truth_does_not_depend_on_the_basis_that_lapack_finds():
+    rng = np.random.default_rng(0)
+    B0, turn = orthonormal(rng, 7, 3), np.triu(rng.random((3, 3))) + np.eye(3)
+    for heads in (rng.standard_normal((5, 3)), np.vstack([np.eye(3), -np.eye(3)])):
+        truths = [linear.worst_case_tasks(B, heads, distance=0.8).B_star for B in (B0, B0 @ turn)]
+        assert np.allclose(*truths, atol=1e-9)
+        with_signs = linear.worst_case_tasks(B0 * [1, -1, 1], heads, distance=0.8).B_star
+        assert linear.subspace_distance(B0, with_signs) == pytest.approx(0.8, abs=1e-9)
+
+
 def test_thm_one_step_worst_case_needs_one_step():
     rng = np.random.default_rng(0)
     heads = np.vstack([np.eye(2), -np.eye(2)]) + np.array([0.6, 0.0])

@@ -198,6 +198,19 @@ def test_refreshing_keeps_the_bytes_of_a_picture_that_draws_the_same():
         assert (new == notebook(stored)) == kept
 
 
+def test_a_closed_contour_is_the_same_however_it_is_closed():
+    x = np.linspace(-1, 1, 30)
+    fig, ax = plt.subplots()
+    contours = ax.contour(x, x, np.hypot(x, x[:, None]), levels=[0.5])
+    by_code = pictures.describe(fig)
+    (loop,) = contours.get_paths()
+    assert loop.codes[-1] == loop.CLOSEPOLY
+    loop.codes[-1] = loop.LINETO
+    assert pictures.describe(fig) == by_code
+    loop.vertices[3] += 0.1
+    assert pictures.describe(fig) != by_code
+
+
 @pytest.mark.slow
 def test_nbval_compares_pictures(tmp_path):
     notebook = new_notebook(

@@ -75,7 +75,13 @@ def describe(figure) -> dict[str, list[list[int]]]:
         def draw_path(self, gc, path, transform, rgbFace=None):
             points = transform.transform(path.vertices)
             codes = np.zeros(len(points)) if path.codes is None else path.codes
-            points = points[np.isfinite(points).all(1) & (codes != Outline.CLOSEPOLY)]
+            drawn = np.isfinite(points).all(1) & (codes != Outline.CLOSEPOLY)
+            if self.groups[-1:] == ["QuadContourSet"] and len(points):
+                # Rounding decides whether a loop is closed by a code or by its first point.
+                ends = [*np.flatnonzero(codes == Outline.MOVETO)[1:], len(points)]
+                for start, end in zip([0, *ends], ends, strict=False):
+                    drawn[end - 1] &= not np.allclose(points[start], points[end - 1])
+            points = points[drawn]
             if not len(points):
                 return
             hollow = rgbFace is None or len(points) < 3

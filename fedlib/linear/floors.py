@@ -85,7 +85,8 @@ def worst_case_tasks(
 
     With :math:`q_1,\dots,q_k` an orthonormal basis of the start, :math:`p` a unit vector
     orthogonal to it, and U orthogonal with its last column orthogonal to the mean head,
-    :math:`B_*=[q_1,\dots,q_{k-1},\sqrt{1-\delta_0^2}\,q_k+\delta_0p]\,U^\top`.
+    :math:`B_*=[q_1,\dots,q_{k-1},\sqrt{1-\delta_0^2}\,q_k+\delta_0p]\,U^\top`. Of these choices it
+    makes one that does not depend on the machine.
 
     Args:
         B0: the server's first body, of full rank, shape (d, k), k < d.
@@ -117,23 +118,27 @@ def worst_case_tasks(
     distance = check_number("distance", distance, least=0, most=1)
     if k >= d:
         raise ValueError(f"Invalid B0: k={k} columns fill d={d} dimensions. Use k < d.")
-    Q = orthonormal(B0)
-    if Q.shape[1] < k:
-        raise ValueError(f"Invalid B0: its rank is {Q.shape[1]}. Use k={k} independent columns.")
+    if (rank := orthonormal(B0).shape[1]) < k:
+        raise ValueError(f"Invalid B0: its rank is {rank}. Use k={k} independent columns.")
     near, _ = scaled(heads)
     U, s, _ = np.linalg.svd(_mean(near))
-    if len(s) == k and s[-1] > _rounding(near):
+    unseen = U[:, np.count_nonzero(s > _rounding(near)) :]
+    if not unseen.size:
         raise ValueError(
             f"Invalid heads: their mean has rank k={k}, so one step can learn. "
             "Use heads of zero mean, or k >= 2 with one output."
         )
-    row = np.argmin((Q**2).sum(axis=1))  # the unit vector farthest from the start
+    # Of many worst truths, one that is the same whatever bases LAPACK finds; ties go to the first.
+    Q, R = np.linalg.qr(B0 / np.abs(B0).max(axis=0))
+    Q *= np.sign(np.diag(R))
+    u = unseen @ unseen[np.argmax((unseen**2).sum(axis=1).round(6))]
+    u /= np.linalg.norm(u)
     p = np.zeros(d)
-    p[row] = 1
+    p[np.argmin((Q**2).sum(axis=1).round(6))] = 1  # the unit vector farthest from the start
     for _ in range(2):  # twice, against rounding
         p = p - Q @ (Q.T @ p)
-    Q[:, -1] = np.sqrt(1 - distance**2) * Q[:, -1] + distance * p / np.linalg.norm(p)
-    return LinearTasks(Q @ U.T, heads)
+    turned = math.sqrt(1 - distance**2) * Q @ u + distance * p / np.linalg.norm(p)
+    return LinearTasks(Q + np.outer(turned - Q @ u, u), heads)
 
 
 def _mean(heads: np.ndarray) -> np.ndarray:
