@@ -5,6 +5,10 @@ PORT   ?= 8000
 NB     ?=
 NAME   ?=
 URL    ?=
+SITE   ?=
+INSTALL ?=
+HW     ?=
+SUB    ?=
 # What the caller gives reaches the recipes as text, in their environment: neither make nor a shell
 # may run what stands in it.
 override PYTHON := $(value PYTHON)
@@ -12,7 +16,11 @@ override PORT := $(value PORT)
 override NB := $(value NB)
 override NAME := $(value NAME)
 override URL := $(value URL)
-export PYTHON PORT NB NAME URL
+override SITE := $(value SITE)
+override INSTALL := $(value INSTALL)
+override HW := $(value HW)
+override SUB := $(value SUB)
+export PYTHON PORT NB NAME URL SITE INSTALL HW SUB
 
 BIN := .venv/bin
 # An environment that was copied or moved would run the library at its old place, and one that lost
@@ -31,11 +39,11 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh site pdf serve browser shake versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh notebooks course grade wheel colab chapter new-chapter site pdf serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## (.*)/make \1|\2/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/make \1|\2/' | column -t -s '|'
 
 book: site  ## set up, build the website
 	@echo "==> Done. Open _build/html/index.html, or run 'make serve'."
@@ -59,6 +67,27 @@ format: .venv/installed  ## format code and notebooks
 refresh: .venv/installed  ## run the notebooks and store their outputs (NB=book/01_fedavg.ipynb for one)
 	@echo "==> Running notebooks and storing their outputs"
 	@$(BIN)/python tools/refresh.py $$NB
+
+chapter: .venv/installed  ## format, run and test one chapter (NB=book/01_fedavg.ipynb)
+	@$(BIN)/python tools/chapter.py "$$NB"
+
+new-chapter: .venv/installed  ## begin a chapter that keeps all rules (NAME=17_my_title)
+	@$(BIN)/python tools/new_chapter.py "$$NAME"
+
+notebooks: .venv/installed  ## write the chapters as plain notebooks, for Colab and for students, into dist/
+	@$(BIN)/python tools/editions.py dist
+
+course: .venv/installed  ## write the homeworks, without solutions and hidden checks, into dist/course
+	@$(BIN)/python tools/coursework.py make
+
+grade: .venv/installed  ## grade a folder of homework (HW=2 SUB=folder): writes grades.csv into it
+	@$(BIN)/python tools/coursework.py grade "$$HW" "$$SUB"
+
+wheel: .venv/installed  ## write the library as one file into dist/: what a class installs without a public repository
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+colab: .venv/installed  ## run the notebooks of dist/colab as Colab does, each alone (NB=01_fedavg for one)
+	@$(BIN)/python tools/colab.py $$NB
 
 site: .venv/installed assets/vendor/fetched  ## build the website; every warning is an error
 	@echo "==> Building the website"
@@ -106,14 +135,14 @@ links: .venv/installed  ## ask every external link of the book whether it still 
 	@echo "==> Checking external links"
 	@$(BIN)/jupyter-book build . --builder linkcheck
 
-retarget: .venv/installed  ## point every link at another repository (URL=address of your fork)
+retarget: .venv/installed  ## point every link at another repository (URL=its address, SITE=its website's)
 	@$(BIN)/python tools/retarget.py "$$URL"
 
 lock: .venv/installed  ## write constraints.txt from what is installed, after a change of requirements.txt
 	@$(BIN)/python tools/lock.py
 
 clean:  ## remove what the other commands made, the environment too
-	rm -rf _build .venv assets/vendor *.egg-info .pytest_cache .ruff_cache
+	rm -rf _build dist .venv assets/vendor *.egg-info .pytest_cache .ruff_cache
 
 stale:
 	@echo "==> .venv was made for another folder, or is broken: making it again"

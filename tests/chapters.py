@@ -6,36 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-STATEMENTS = ("theorem", "proposition", "lemma", "corollary")
+from myst import FENCE, STATEMENTS, Directive, directives
+
 PREFIXES = {"theorem": "thm", "proposition": "prop", "lemma": "lem", "corollary": "cor"}
-
-# A colon or backtick fence: marks, directive, title, its lines up to the same marks.
-FENCE = re.compile(
-    r"^(?P<marks>:{3,}|`{3,})\{(?P<name>[\w:]+)\}[ \t]*(?P<title>[^\n]*)\n"
-    r"(?P<body>.*?)^(?P=marks)[ \t]*$",
-    re.MULTILINE | re.DOTALL,
-)
-OPTION = re.compile(r"^:(?P<key>[\w-]+):[ \t]*(?P<value>[^\n]*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Directive:
-    name: str
-    title: str
-    body: str
-    options: dict[str, str]
-
-
-def directives(text: str) -> list[Directive]:
-    """Every directive of a Markdown text, nested ones too."""
-    found = []
-    for match in FENCE.finditer(text):
-        head = re.match(r"(:[\w-]+:[^\n]*\n)*", match["body"])[0]
-        options = {option["key"]: option["value"].strip() for option in OPTION.finditer(head)}
-        body = match["body"][len(head) :]
-        found.append(Directive(match["name"], match["title"].strip(), body, options))
-        found += directives(body)
-    return found
 
 
 def num_words(text: str) -> int:

@@ -7,40 +7,37 @@ from pathlib import Path
 
 import notebooks
 import pytest
-from repository import ROOT, colab_link, config, owner_and_name, pages, website
+from repository import ROOT, binder, colab_link, config, editions, pages, split, website
 from repository import notebooks as listed_notebooks
 from retarget import files, retarget
 
-FORK = "https://github.com/Some-One/a.fork"
-HOSTS = "github.com", "colab.research.google.com", "mybinder.org", "github.io"
+FORKS = {  # addresses of repository and website
+    "GitHub": ("https://github.com/Some-One/a.fork", "https://some-one.github.io/a.fork/"),
+    "GitLab": ("https://gitlab.com/A/school/Book", "https://a.gitlab.io/school/Book/"),
+    "Codeberg": ("https://codeberg.org/me/book", "https://me.codeberg.page/book/"),
+    "own host": ("https://git.example.edu:8443/~me/b", "https://www.example.edu/~me/b/"),
+    "own site": ("https://github.com/me/book", "https://book.example.org/"),
+}
+forks = pytest.mark.parametrize("fork", FORKS.values(), ids=FORKS)
+SERVERS = "github.com", "colab.research.google.com", "mybinder.org", "github.io"
 
 
 def addresses(root: Path) -> dict[str, set[str]]:
     """The addresses on hosts that serve repositories, by file."""
+    settings = config(root)
+    own = [settings["repository"]["url"], settings["html"]["baseurl"]]
+    hosts = (*SERVERS, *(url.split("/")[2] for url in own))
     found = {}
     for path in files(root):
         urls = re.findall(r"https://[^\s\"'<>)\]}`]+", path.read_text(encoding="utf-8"))
-        ours = {url for url in urls if url.split("/")[2].endswith(HOSTS)}
+        ours = {url for url in urls if url.split("/")[2].endswith(hosts)}
         found[path.relative_to(root).as_posix()] = ours
     return found
 
 
-def derived(url: str) -> tuple[str, ...]:
-    name = "/".join(owner_and_name(url))
-    return (
-        url,
-        f"https://colab.research.google.com/github/{name}/blob/main/",
-        f"https://mybinder.org/v2/gh/{name}/main",
-        website(url),
-        # Configuration of the launch buttons: hosts alone.
-        "https://colab.research.google.com",
-        "https://mybinder.org",
-    )
-
-
-def is_derived(address: str, url: str) -> bool:
-    *prefixes, colab, binder = derived(url)
-    return address in (colab, binder) or address.startswith(tuple(prefixes))
+def is_derived(address: str, url: str, site: str) -> bool:
+    own = (url, site, site.rstrip("/"), f"{editions(url, site)}colab/", binder(url))
+    return address.startswith(own)
 
 
 def elsewhere(root: Path) -> list[str]:
@@ -48,7 +45,7 @@ def elsewhere(root: Path) -> list[str]:
 
     The text may point at other people's work, so only links that claim to open this book count.
     """
-    url = config(root)["repository"]["url"]
+    url, site = config(root)["repository"]["url"], config(root)["html"]["baseurl"]
     own = {page.name for page in pages(root)} | {f"{page.stem}.html" for page in pages(root)}
     wrong = []
     for name, urls in addresses(root).items():
@@ -58,7 +55,7 @@ def elsewhere(root: Path) -> list[str]:
                 or address.split("/")[2].startswith(("colab.", "mybinder."))
                 or address.split("/")[-1].split("#")[0] in own
             )
-            if claims and not is_derived(address, url):
+            if claims and not is_derived(address, url, site):
                 wrong.append(f"{name}: {address}")
     return wrong
 
@@ -66,7 +63,7 @@ def elsewhere(root: Path) -> list[str]:
 @pytest.fixture
 def copy(tmp_path):
     """A copy of what `make retarget` rewrites."""
-    for path in [*files(ROOT), ROOT / "_toc.yml"]:
+    for path in [*files(ROOT), ROOT / "_toc.yml", ROOT / "course" / "quizzes.yml"]:
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -86,7 +83,7 @@ def test_no_other_file_names_the_repository():
     if tracked.returncode:
         pytest.skip("not a git checkout of one's own: which files are the book's is not known")
     others = {ROOT / name for name in tracked.stdout.split("\0") if name} - set(files(ROOT))
-    name = "/".join(owner_and_name(config()["repository"]["url"]))
+    name = "/".join(split(config()["repository"]["url"])[1:])
     for path in others:
         if path.is_file():
             assert name not in path.read_text(encoding="utf-8", errors="replace"), path
@@ -103,26 +100,32 @@ def test_a_link_that_disagrees_is_found(copy):
         shutil.copyfile(ROOT / name, path)
 
 
-def test_retarget_leaves_no_trace_of_the_old_address(copy):
-    old_owner, old_name = owner_and_name(config(copy)["repository"]["url"])
-    assert retarget(FORK, copy)
+@forks
+def test_retarget_leaves_no_trace_of_the_old_address(copy, fork):
+    url, site = fork
+    _, old_owner, old_name = split(config(copy)["repository"]["url"])
+    assert retarget(url, copy, site)
     traces = re.compile(rf"{re.escape(old_owner)}\b.{{0,12}}/{re.escape(old_name)}\b", re.I)
     for path in files(copy):
         assert not traces.search(path.read_text(encoding="utf-8")), path.name
-    assert config(copy)["repository"]["url"] == FORK
-    assert config(copy)["html"]["baseurl"] == "https://some-one.github.io/a.fork/"
+    assert config(copy)["repository"]["url"] == url
+    assert config(copy)["html"]["baseurl"] == site
     assert not elsewhere(copy)
     for path in listed_notebooks(copy):
         cells = notebooks.load(path)["cells"]
         assert colab_link(path, copy) in cells[0]["source"]
-        assert f"git+{FORK}" in cells[1]["source"]
+        assert f"git+{url}" in cells[1]["source"]
         text = path.read_text(encoding="utf-8")
         assert notebooks.normalise(notebooks.load(path), path, copy) == text
+        where = "blob/notebooks/" if "github.com" in url else f"{site}notebooks/"
+        assert f"{where}colab/{path.stem}.ipynb)" in cells[0]["source"]
+    assert f"git+{url}\n" in (copy / "binder" / "requirements.txt").read_text(encoding="utf-8")
 
 
-def test_retarget_twice_changes_nothing_and_back_restores(copy):
-    retarget(FORK, copy)
-    assert retarget(FORK, copy) == []
+@forks
+def test_retarget_twice_changes_nothing_and_back_restores(copy, fork):
+    retarget(fork[0], copy, fork[1])
+    assert retarget(fork[0], copy, fork[1]) == []
     retarget(config()["repository"]["url"], copy)
     for path in files(copy):
         original = ROOT / path.relative_to(copy)
@@ -130,10 +133,32 @@ def test_retarget_twice_changes_nothing_and_back_restores(copy):
 
 
 def test_retarget_leaves_longer_names_alone(copy):
+    url = FORKS["GitHub"][0]
     (copy / "EXTRA.md").write_text(f"{config()['repository']['url']}-2\n", encoding="utf-8")
-    retarget(FORK, copy)
+    retarget(url, copy)
     assert "-2" in (copy / "EXTRA.md").read_text(encoding="utf-8")
-    assert FORK not in (copy / "EXTRA.md").read_text(encoding="utf-8")
+    assert url not in (copy / "EXTRA.md").read_text(encoding="utf-8")
+
+
+def test_websites_of_hosts_are_known_or_asked_for(copy):
+    for name in ("GitHub", "GitLab", "Codeberg"):
+        url, site = FORKS[name]
+        assert website(url) == site
+    with pytest.raises(ValueError, match=r"git\.example\.edu:8443 has no .* Use SITE="):
+        retarget(FORKS["own host"][0], copy)
+    with pytest.raises(ValueError, match=r"Invalid SITE=nowhere"):
+        retarget(FORKS["own host"][0], copy, "nowhere")
+    assert config(copy) == config()
+
+
+@forks
+def test_binder_and_colab_know_the_host(fork):
+    url, site = fork
+    kind = {"github.com": "gh", "gitlab.com": "gl"}.get(split(url)[0], "git")
+    assert binder(url).startswith(f"https://mybinder.org/v2/{kind}/")
+    assert binder(url).endswith("/notebooks")
+    colab = editions(url, site).startswith("https://colab.research.google.com/github/")
+    assert colab == (kind == "gh")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +170,10 @@ def test_retarget_leaves_longer_names_alone(copy):
         "https://github.com/nobody",
         "https://github.com/nobody/nothing/tree/main",
         "https://github.com/nobody/nothing.git",
-        "https://example.org/nobody/nothing",
+        "https://example.org/nothing",
         "https://github.com/nobody/nothing?a=b",
+        "git@github.com:nobody/nothing.git",
+        "https://github.com/nobody/..",
     ],
 )
 def test_retarget_refuses_what_is_no_repository(copy, url):

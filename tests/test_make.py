@@ -85,12 +85,27 @@ def test_a_url_is_text(folder, given):
 @pytest.mark.parametrize("given", HOSTILE)
 @pytest.mark.parametrize(
     ("goal", "name"),
-    [("refresh", "NB"), ("results", "NAME"), ("versions", "NAME"), ("serve", "PORT")],
+    [
+        ("refresh", "NB"),
+        ("colab", "NB"),
+        ("chapter", "NB"),
+        ("new-chapter", "NAME"),
+        ("results", "NAME"),
+        ("versions", "NAME"),
+        ("serve", "PORT"),
+    ],
 )
 def test_no_argument_of_make_is_run(folder, goal, name, given):
     make(folder, goal, f"{name}={given}")
     assert not (folder / "hacked").exists()
     assert given.split()[0] in " ".join(asked(folder))
+
+
+@pytest.mark.parametrize("given", HOSTILE)
+def test_what_tools_read_from_their_environment_is_text(folder, given):
+    for goal in ("retarget", "notebooks"):
+        make(folder, goal, f"SITE={given}", f"INSTALL={given}")
+        assert not (folder / "hacked").exists()
 
 
 def test_several_notebooks_are_several_arguments(folder):

@@ -14,12 +14,14 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import yaml
 from repository import ROOT, colab_cell, colab_link, notebooks
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+OPENS = r"\[(Open in Colab|Download this notebook)\]\("  # the line that colab_link writes
 COLAB_TAGS = ["hide-input", "remove-output"]
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -48,9 +50,11 @@ def is_colab_cell(cell: dict) -> bool:
 def normalise(notebook: dict, path: Path, root: Path = ROOT) -> str:
     """Return the text of the notebook file, normalised."""
     _add_colab(notebook["cells"], path, root)
+    _add_quiz(notebook["cells"], path, root)
     _fill_ids(notebook["cells"])
     for cell in notebook["cells"]:
         cell["source"] = cell["source"].strip("\n")
+        _join_streams(cell.get("outputs", []))
         kept = {key: cell["metadata"][key] for key in ("mystnb", "tags") if key in cell["metadata"]}
         cell["metadata"] = kept
     widgets = _keep_interactives(notebook)
@@ -82,9 +86,20 @@ def _keep_interactives(notebook: dict) -> dict:
     return {WIDGET_STATE: whole | {"state": state}} if state else {}
 
 
+def _join_streams(outputs: list[dict]) -> None:
+    """Store what a cell prints in one piece: into how many a kernel cut it is chance."""
+    for later in range(len(outputs) - 1, 0, -1):
+        first, second = outputs[later - 1 : later + 1]
+        if first["output_type"] == second["output_type"] == "stream" and (
+            first["name"] == second["name"]
+        ):
+            first["text"] = ["".join([*first["text"], *second["text"]])]
+            del outputs[later]
+
+
 def _add_colab(cells: list[dict], path: Path, root: Path) -> None:
     title, _, rest = cells[0]["source"].partition("\n")
-    lines = [line for line in rest.split("\n") if not line.startswith("[Open in Colab](")]
+    lines = [line for line in rest.split("\n") if not re.match(OPENS, line)]
     body = "\n".join(lines).strip("\n")
     cells[0]["source"] = f"{title}\n\n{colab_link(path, root)}\n\n{body}"
     existing = next((cell for cell in cells if is_colab_cell(cell)), None)
@@ -92,6 +107,22 @@ def _add_colab(cells: list[dict], path: Path, root: Path) -> None:
         existing = {"cell_type": "code", "execution_count": None, "id": "colab", "outputs": []}
         cells.insert(1, existing)
     existing |= {"source": colab_cell(root), "metadata": {"tags": COLAB_TAGS}}
+
+
+def _add_quiz(cells: list[dict], path: Path, root: Path) -> None:
+    """Write the chapter's questions from course/quizzes.yml before its exercises."""
+    source = root / "course" / "quizzes.yml"
+    quizzes = yaml.safe_load(source.read_text(encoding="utf-8")) if source.exists() else {}
+    text = "## Check yourself"
+    for number, item in enumerate(quizzes.get(path.stem, []), 1):
+        head = f":::{{admonition}} {number}. {item['q']}\n:class: quiz dropdown"
+        text += f"\n\n{head}\n\n{item['a']}\n:::"
+    old = [cell for cell in cells if cell.get("id") == "quiz"]
+    for cell in old:
+        cells.remove(cell)
+    at = [n for n, cell in enumerate(cells) if cell["source"].startswith("## Exercises")]
+    if path.stem in quizzes and at:
+        cells.insert(at[0], {"cell_type": "markdown", "id": "quiz", "metadata": {}, "source": text})
 
 
 def _fill_ids(cells: list[dict]) -> None:
