@@ -2,19 +2,21 @@
 
 from fedlib import distributed, experiments, linear, plot
 from fedlib.aggregate import server_step, weighted_average
+from fedlib.algorithm import Algorithm, History, RunResult, run
 from fedlib.batches import draw_batches
 from fedlib.cifar import DataError, load_cifar10, load_cifar100
 from fedlib.clients import ClientData
+from fedlib.cohort import ClientParams, WeightedSum, map_clients, sum_clients
 from fedlib.data import ImageSet, load_digits
-from fedlib.engine import Strategy
 from fedlib.evaluate import Interval, evaluate, mean_interval
 from fedlib.experiments.store import load_result
-from fedlib.fedavg import FedAvgConfig, FedAvgResult, History, run_fedavg, run_round
+from fedlib.fedavg import FedAvgConfig, FedAvgResult, draw_round, fedavg, run_fedavg, run_round
+from fedlib.fedrep import FedRepResult, fedrep, run_fedrep
 from fedlib.finetune import fine_tune
 from fedlib.glyphs import load_glyphs
-from fedlib.local import LocalResult, local_sgd, task_loss
+from fedlib.local import LocalResult, local_sgd
+from fedlib.losses import task_loss
 from fedlib.models import CNN, MLP, BodyHead, LinearNet, Params, params_of, with_body
-from fedlib.neighbours import FedRepResult, run_fedrep, run_scaffold
 from fedlib.partition import (
     partition_by_class,
     partition_dirichlet,
@@ -29,17 +31,31 @@ from fedlib.represent import (
     linear_cka,
     linear_probe,
 )
-from fedlib.steps import LocalStep, control_variate, momentum, per_fedavg, proximal, sgd
+from fedlib.rules import (
+    LocalStep,
+    clip_by_global_norm,
+    control_variate,
+    momentum,
+    per_fedavg,
+    proximal,
+    sgd,
+    weight_decay,
+)
+from fedlib.scaffold import run_scaffold, scaffold
+from fedlib.server import ServerRule, fedadam, fedavgm, fedyogi
 from fedlib.storage import load_clients, save_clients
+from fedlib.strategy import Strategy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CNN",
     "MLP",
+    "Algorithm",
     "BodyHead",
     "ClassSimilarity",
     "ClientData",
+    "ClientParams",
     "DataError",
     "FedAvgConfig",
     "FedAvgResult",
@@ -51,15 +67,25 @@ __all__ = [
     "LocalResult",
     "LocalStep",
     "Params",
+    "RunResult",
+    "ServerRule",
     "Strategy",
+    "WeightedSum",
     "class_similarity",
+    "clip_by_global_norm",
     "control_variate",
     "distributed",
     "draw_batches",
+    "draw_round",
     "effective_rank",
     "evaluate",
     "experiments",
     "features",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fedrep",
+    "fedyogi",
     "fine_tune",
     "linear",
     "linear_cka",
@@ -71,6 +97,7 @@ __all__ = [
     "load_glyphs",
     "load_result",
     "local_sgd",
+    "map_clients",
     "mean_interval",
     "momentum",
     "params_of",
@@ -81,14 +108,18 @@ __all__ = [
     "plot",
     "private_labels",
     "proximal",
+    "run",
     "run_fedavg",
     "run_fedrep",
     "run_round",
     "run_scaffold",
     "save_clients",
+    "scaffold",
     "server_step",
     "sgd",
+    "sum_clients",
     "task_loss",
+    "weight_decay",
     "weighted_average",
     "with_body",
 ]

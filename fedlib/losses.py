@@ -1,11 +1,23 @@
-"""The loss of a batch: cross-entropy for labels, half squared error for reals."""
+"""The loss of a batch: cross-entropy for labels, half squared error for reals, or your own."""
 
-__all__ = ["example_losses", "task_loss"]
+__all__ = ["Loss", "batch_loss", "example_losses", "losses_by", "stacked_losses", "task_loss"]
 
+from collections.abc import Callable, Sequence
+
+import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
-from fedlib._checks import check_type
+from fedlib._checks import check_type, shown
+from fedlib.keys import takes_generator
+from fedlib.models import Params
+
+Loss = Callable[..., Tensor]
+"""``(outputs, targets) -> losses``: what a model returns for n examples, and their targets, to one
+number for each, shape (n,). An example's loss may not depend on the others. A loss that draws takes
+a third argument, ``generator``: a ``torch.Generator`` on the CPU, its own for each client and
+step."""
 
 # Torch leaves out labels of -100, its default, without a word. This one nobody has.
 _NO_LABEL = -(2**61)
@@ -50,6 +62,86 @@ def example_losses(
     if targets.is_floating_point():
         return 0.5 * (outputs - targets).square()
     return _cross_entropy(outputs, targets, "none")
+
+
+def losses_by(
+    loss: Loss | None, outputs: object, targets: Tensor, generator: Generator | None = None
+) -> Float[Tensor, " n"]:
+    """Return the loss of each example, by a loss of one's own, or None for the library's.
+
+    Raises:
+        ValueError: if the loss returns anything but one number per example.
+    """
+    if loss is None:
+        return example_losses(outputs, targets)
+    draws = {} if generator is None else {"generator": generator}
+    losses = loss(outputs, targets, **draws)
+    n = len(targets)
+    if not isinstance(losses, Tensor) or losses.shape != (n,) or not losses.is_floating_point():
+        raise ValueError(
+            f"Invalid loss: for {n} examples it returns {shown(losses)}. Return one real number "
+            f'per example, shape ({n},): reduction="none", and the mean over all other axes.'
+        )
+    return losses
+
+
+def batch_loss(
+    call: Callable[[Params, Tensor], object],
+    loss: Loss | None,
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+    generators: Sequence[Generator] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the loss of one client's batch, or of merged clients', weighted by ``shares``."""
+    outputs = _forward(call, autocast, params, x)
+    if loss is None and shares is None:
+        return task_loss(outputs, y)
+    losses = losses_by(loss, outputs, y, generators[0] if _draws(loss) else None)
+    return losses.mean() if shares is None else losses @ shares.to(losses.dtype)
+
+
+def stacked_losses(
+    call: Callable[[Params, Tensor], object],
+    loss: Loss | None,
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+    generators: Sequence[Generator] | None = None,
+) -> Float[Tensor, " k"]:
+    """Return the losses of k clients' batches; all that is given has a leading axis of clients."""
+    outputs = _forward(call, autocast, params, x)
+    if _draws(loss):
+        own = [tree_map(lambda out, i=i: out[i], outputs) for i in range(len(y))]
+        losses = torch.stack(
+            [losses_by(loss, *each) for each in zip(own, y, generators, strict=True)]
+        )
+    else:  # the axis of clients goes into that of examples
+        flat = tree_map(lambda out: out.flatten(0, 1), outputs)
+        losses = losses_by(loss, flat, y.flatten(0, 1)).view(y.shape[:2])
+    return losses.mean(1) if shares is None else (losses * shares.to(losses.dtype)).sum(1)
+
+
+def _draws(loss: Loss | None) -> bool:
+    return loss is not None and takes_generator(loss)
+
+
+def _forward(
+    call: Callable[[Params, Tensor], object],
+    autocast: torch.dtype | None,
+    params: Params,
+    x: Tensor,
+) -> object:
+    if autocast is None:
+        return call(params, x)
+    with torch.autocast(x.device.type, autocast):
+        outputs = call(params, x)
+    own = next((p.dtype for p in params.values() if p.is_floating_point()), None)
+    return outputs if own is None else tree_map(lambda out: out.to(own), outputs)
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:

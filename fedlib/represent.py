@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
 from fedlib.clients import as_numbers
 from fedlib.models import Params
-from fedlib.validate import Replica, check_body, check_params, own_modes
+from fedlib.validate import FunctionalCopy, check_body, check_params, own_modes
 
 
 def features(
@@ -67,7 +67,7 @@ def features(
     if not isinstance(getattr(model, "body", None), nn.Module):
         raise ValueError("Invalid model: it has no body. Use a model such as BodyHead(body, head).")
     with own_modes(torch.device("cpu")):
-        replica = Replica(model)
+        replica = FunctionalCopy(model)
     body = replica.model.body.eval()
     if layer is not None:
         if not isinstance(body, nn.Sequential):

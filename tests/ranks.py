@@ -14,7 +14,7 @@ from test_fedavg import CONFIG, federation
 from tqdm.auto import tqdm
 
 import fedlib as fl
-from fedlib.engine import Strategy
+from fedlib.strategy import Strategy
 
 RAGGED = (5, 9, 3, 12, 1, 7)
 ONE_STEP = replace(CONFIG, local_steps=1, cohort_size=5)
@@ -102,7 +102,7 @@ def all_refusals(rank):
     messages = []
     for change in DIFFERENT.values():
         try:
-            start(**change(rank.index))
+            start(**change(rank.rank))
         except ValueError as error:
             messages.append(str(error))
     return messages
@@ -111,11 +111,11 @@ def all_refusals(rank):
 def sums(rank):
     """Sums of two dtypes, in turn."""
     numbers = [
-        torch.full((2, 3), 10.0**rank.index, dtype=torch.float64),
-        torch.tensor(1.5 * rank.index),
-        torch.full((4, 1), 2.0**rank.index, dtype=torch.float64),
+        torch.full((2, 3), 10.0**rank.rank, dtype=torch.float64),
+        torch.tensor(1.5 * rank.rank),
+        torch.full((4, 1), 2.0**rank.rank, dtype=torch.float64),
     ]
-    return fl.distributed.all_sum(numbers)
+    return fl.distributed.all_reduce(numbers)
 
 
 def work(rank):
@@ -135,11 +135,11 @@ def stop_in_round_3(rank, path, how):
 
     def update(params, grads, state, lr):
         calls.extend([1] * (lr == config.client_lr))  # not those of the trials before the run
-        if how == "kill" and rank.index == 1 and len(calls) > 2 * CONFIG.local_steps:
+        if how == "kill" and rank.rank == 1 and len(calls) > 2 * CONFIG.local_steps:
             os.kill(os.getpid(), signal.SIGKILL)
         return fl.sgd.update(params, grads, state, lr)
 
-    if rank.index:  # its own path is not used
+    if rank.rank:  # its own path is not used
         path = Path(path).parent / "nowhere" / "run"
     step = fl.sgd._replace(update=update)
     return plain(start(step=step, metrics=metrics, checkpoint=path, config=config))
@@ -174,11 +174,11 @@ def main():
     tqdm.set_lock(threading.RLock())
     with fl.distributed.join(device="cpu", threads=1, timeout=60) as rank:
         restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        temporary = folder / f"{rank.index}.new"
+        temporary = folder / f"{rank.rank}.new"
         temporary.write_text(str(os.getpid()))
-        temporary.rename(folder / f"{restart}.{rank.index}")
+        temporary.rename(folder / f"{restart}.{rank.rank}")
         result = long_run.run(folder / "run", rounds)
-    torch.save(plain(result), folder / f"{rank.index}.pt")
+    torch.save(plain(result), folder / f"{rank.rank}.pt")
 
 
 if __name__ == "__main__":

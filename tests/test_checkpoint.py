@@ -390,9 +390,9 @@ def test_what_is_trainable_belongs_to_a_run(tmp_path):
 
 
 def test_a_new_field_of_the_identity_that_is_none_leaves_old_checkpoints_valid(tmp_path):
-    model, clients, path = fl.MLP((1, 4, 4), 3).double(), federation(), tmp_path / "run"
+    model, path = fl.MLP((1, 4, 4), 3).double(), tmp_path / "run"
     old, none, new = (
-        run_identity({"lr": 0.1}, 0, model, clients, **more)
+        run_identity({"lr": 0.1, **more}, 0, model)
         for more in ({}, dict(rule=None), dict(rule=("momentum", 0.9)))
     )
     save_checkpoint(path, old, RunState(1, fl.params_of(model), []))
