@@ -241,7 +241,7 @@ def run_checked(
     device = device or next((p.device for p in params.values()), torch.device("cpu"))
     with own_modes(device):
         state = RunState(0, algorithm.init(params), [])
-    leaves_of(state.params)  # refuses what a checkpoint could not hold
+    leaves_of(state.params)  # refuses what no checkpoint could hold
     rank, num_ranks = distributed.rank()
     if checkpoint is not None or num_ranks > 1:
         identity = run_identity(algorithm.identity, seed, model)
@@ -262,22 +262,22 @@ def run_checked(
             file.save(state)
     state = RunState(*distributed.broadcast(tuple(state), device=device))
 
-    def ends_here(entries: list[dict]) -> bool:
+    def ends_here(state: RunState) -> bool:
         """Ask ``stop``, on rank 0, whether what was recorded last is the end."""
-        if stop is None or not entries or entries[-1]["round_num"] != state.round_num:
+        if not state.entries or state.entries[-1]["round_num"] != state.round_num:
             return False
-        return distributed.broadcast(rank == 0 and bool(stop(History.of(entries))))
+        return distributed.broadcast(rank == 0 and bool(stop(History.of(state.entries))))
 
     try:
         rounds = range(state.round_num, num_rounds)
         for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
-            if ends_here(state.entries):
+            if stop is not None and ends_here(state):
                 break
             with own_modes(device):
                 played, found = algorithm.round(state.params, np.random.default_rng([seed, t]))
             values, entries = dict(found), state.entries
             loss = float(values.pop("loss", 0.0))
-            if not np.isfinite(loss) or not all(_finite(p) for p in leaves_of(played).values()):
+            if not np.isfinite(loss) or not _finite(played):
                 rate = algorithm.identity.get("client_lr")
                 than = "step size" if rate is None else f"client_lr smaller than {rate}"
                 raise FloatingPointError(
@@ -300,8 +300,11 @@ def run_checked(
     return RunResult(algorithm.params(state.params), History.of(state.entries), state.params)
 
 
-def _finite(p: Tensor) -> bool:
-    return bool(p.isfinite().all())
+def _finite(state: State) -> bool:
+    return all(
+        _finite(part) if isinstance(part, dict) else bool(part.isfinite().all())
+        for part in state.values()
+    )
 
 
 def _measure(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fedlib import distributed
 from fedlib._checks import check_array, check_callable, check_rng, check_step_size, refuse
@@ -249,14 +250,7 @@ class Plan:
     augment: Augment | None
     trainable: list[str]
     strategy: Strategy
-
-    @property
-    def draws(self) -> bool:
-        """Whether something in a step draws random numbers."""
-        return self.augment is not None or any(map(takes_generator, self._functions()))
-
-    def _functions(self) -> list[Callable]:
-        return [self.rule.update, *([] if self.ready.loss is None else [self.ready.loss])]
+    draws: bool
 
     def draw_key(self, rng: np.random.Generator | None) -> int | None:
         """Draw what keys a round's steps, if something in them draws.
@@ -356,7 +350,8 @@ def plan(
         once=once,
     )
     names = [name for name in ready.params if name in set(trainable)]
-    return Plan(ready, rule, augment, names, chosen)
+    draws = apart or takes_generator(rule.update)
+    return Plan(ready, rule, augment, names, chosen, draws)
 
 
 def _check_positions(
@@ -442,16 +437,17 @@ class _Cohort:
         if places is None:
             places = distributed.shard(np.array([rows.size for rows in self.batches]))
 
-        def work(places: np.ndarray) -> T:
-            with own_modes(device):
-                return job(places)
-
         jobs = self._cut(places)
         together = strategy.stack or strategy.merge  # kernels large enough to use the threads
         threads = strategy.threads or (1 if together else torch.get_num_threads())
         if len(jobs) <= 1 or threads == 1 or device.type != "cpu":
-            return [work(places) for places in jobs]
-        futures = [_pool(threads).submit(work, places) for places in jobs]
+            return [job(places) for places in jobs]
+
+        def in_a_thread(places: np.ndarray) -> T:
+            with own_modes(device):
+                return job(places)
+
+        futures = [_pool(threads).submit(in_a_thread, places) for places in jobs]
         try:
             return [future.result() for future in futures]
         finally:  # after an error or Ctrl-C: nothing goes on in the background
@@ -462,8 +458,8 @@ class _Cohort:
     def train(self, places: np.ndarray) -> ClientParams:
         """Run the local steps of a job's clients, each with its own parameters."""
         stack = self.plan.strategy.stack
-        starts, drawn, repeats = self._drawn(places)
-        rows, within = stack_batches(starts, drawn)
+        starts = self.clients.starts[self.ids[places]]
+        rows, within = stack_batches(starts, [self.batches[i] for i in places])
         rows = rows if stack else rows[:, 0]
         params = self.params
         if stack:
@@ -474,7 +470,6 @@ class _Cohort:
             params = params | self._rows_of(self.client_params, places)
         state = self.client_state and self._rows_of(self.client_state, places)
         batches = gather(self.clients, rows, within)
-        batches = batches * repeats if repeats > 1 else batches
         keys = self.keys and Keys([self.keys.clients[i] for i in places])
         moved, losses = self._update(params, state, batches, keys)
         if not stack:
@@ -483,20 +478,12 @@ class _Cohort:
 
     def merge(self, places: np.ndarray) -> WeightedSum:
         """Take one step on the union of a job's batches, which is the average of its clients'."""
-        starts, drawn, _ = self._drawn(places)
-        weights = self.weights[places]
-        rows, within = merge_batches(starts, drawn, weights)
+        starts, weights = self.clients.starts[self.ids[places]], self.weights[places]
+        rows, within = merge_batches(starts, [self.batches[i] for i in places], weights)
         batches = gather(self.clients, rows[:, 0], within)
         moved, loss = self._update(self.params, None, batches)
         average = {name: p.unsqueeze(0) for name, p in moved.items()}
         return ClientParams(average, loss[None], weights.sum(keepdims=True)).sum()
-
-    def _drawn(self, places: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], int]:
-        """Return where clients' data start, their batches, and how often each is used."""
-        starts, drawn = self.clients.starts[self.ids[places]], [self.batches[i] for i in places]
-        if all(rows.strides[0] == 0 for rows in drawn):  # full batches: one array for all steps
-            return starts, [rows[:1] for rows in drawn], len(drawn[0])
-        return starts, drawn, 1
 
     def _update(
         self,
@@ -511,13 +498,11 @@ class _Cohort:
         if self.alone:
             rule = per_client(rule, keys, stacked=stack)
         copy = plan.ready.replica()
-        objective = (
-            partial(stacked_losses, copy.stacked, plan.ready.loss, plan.strategy.autocast)
-            if stack
-            else partial(batch_loss, copy, plan.ready.loss, plan.strategy.autocast)
-        )
+        call, losses = (copy.stacked, stacked_losses) if stack else (copy, batch_loss)
+        if plan.strategy.autocast is not None:
+            call = partial(_autocast, call, plan.strategy.autocast)
         return local_update(
-            objective,
+            partial(losses, call, plan.ready.loss),
             params,
             batches,
             lr=self.lr,
@@ -553,6 +538,16 @@ class _Cohort:
         order = np.argsort(widths, kind="stable")
         groups = [places[order[steps[order] == n]] for n in np.unique(steps)]
         return [job for own in groups for job in np.array_split(own, -(-len(own) // chunk))]
+
+
+def _autocast(
+    call: Callable[[Params, Tensor], Any], dtype: torch.dtype, params: Params, x: Tensor
+) -> Any:
+    """Call a model in a lower precision; return outputs in that of its parameters."""
+    with torch.autocast(x.device.type, dtype):
+        outputs = call(params, x)
+    own = next((p.dtype for p in params.values() if p.is_floating_point()), None)
+    return outputs if own is None else tree_map(lambda out: out.to(own), outputs)
 
 
 def _drawn(

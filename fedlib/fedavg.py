@@ -42,7 +42,7 @@ from fedlib.server import ServerRule
 from fedlib.strategy import Strategy
 from fedlib.validate import check_clients, check_model, check_period, check_step, own_modes, probe
 
-CohortRule = Callable[[np.random.Generator, int], Sequence[int]]
+CohortRule = Callable[[np.random.Generator, int], "Sequence[int] | np.ndarray"]
 """``(rng, round_num) -> ids`` of the clients that take part; one may stand several times. ``rng``
 is keyed by (seed, round), and round_num counts from 0."""
 
@@ -329,7 +329,7 @@ def draw_round(
     *,
     rng: np.random.Generator,
     more_steps: int = 0,
-    ids: Sequence[int] | None = None,
+    ids: Sequence[int] | Int[np.ndarray, " m"] | None = None,
 ) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, "_ _"]]]:
     """Draw a round's cohort, and the batches of each of its clients.
 

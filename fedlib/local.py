@@ -101,7 +101,7 @@ def local_sgd(
         rows = torch.tensor(batches[:1] if full else batches, device=inputs.device)
         pairs = ((inputs.index_select(0, row), targets.index_select(0, row), None) for row in rows)
         pairs = list(pairs) * len(batches) if full else pairs
-        loss = partial(batch_loss, ready.replica(), None, None)
+        loss = partial(batch_loss, ready.replica(), None)
         moved, mean = local_update(loss, params, pairs, lr=lr, rule=step, trainable=names)
     return LocalResult(params | moved, mean)
 

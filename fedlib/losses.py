@@ -3,6 +3,7 @@
 __all__ = ["Loss", "batch_loss", "example_losses", "losses_by", "stacked_losses", "task_loss"]
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
@@ -42,10 +43,7 @@ def task_loss(outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]) -> 
         >>> task_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(2.5000)
     """
-    _check_fit(outputs, targets)
-    if targets.is_floating_point():
-        return 0.5 * (outputs - targets).square().mean()
-    return _cross_entropy(outputs, targets, "mean")
+    return _task_losses(outputs, targets, "mean")
 
 
 def example_losses(
@@ -58,10 +56,7 @@ def example_losses(
         >>> example_losses(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor([0.5000, 4.5000])
     """
-    _check_fit(outputs, targets)
-    if targets.is_floating_point():
-        return 0.5 * (outputs - targets).square()
-    return _cross_entropy(outputs, targets, "none")
+    return _task_losses(outputs, targets, "none")
 
 
 def losses_by(
@@ -73,7 +68,7 @@ def losses_by(
         ValueError: if the loss returns anything but one number per example.
     """
     if loss is None:
-        return example_losses(outputs, targets)
+        return _task_losses(outputs, targets, "none")
     draws = {} if generator is None else {"generator": generator}
     losses = loss(outputs, targets, **draws)
     n = len(targets)
@@ -88,7 +83,6 @@ def losses_by(
 def batch_loss(
     call: Callable[[Params, Tensor], object],
     loss: Loss | None,
-    autocast: torch.dtype | None,
     params: Params,
     x: Tensor,
     y: Tensor,
@@ -96,9 +90,9 @@ def batch_loss(
     generators: Sequence[Generator] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the loss of one client's batch, or of merged clients', weighted by ``shares``."""
-    outputs = _forward(call, autocast, params, x)
+    outputs = call(params, x)
     if loss is None and shares is None:
-        return task_loss(outputs, y)
+        return _task_losses(outputs, y, "mean")
     losses = losses_by(loss, outputs, y, generators[0] if _draws(loss) else None)
     return losses.mean() if shares is None else losses @ shares.to(losses.dtype)
 
@@ -106,7 +100,6 @@ def batch_loss(
 def stacked_losses(
     call: Callable[[Params, Tensor], object],
     loss: Loss | None,
-    autocast: torch.dtype | None,
     params: Params,
     x: Tensor,
     y: Tensor,
@@ -114,7 +107,7 @@ def stacked_losses(
     generators: Sequence[Generator] | None = None,
 ) -> Float[Tensor, " k"]:
     """Return the losses of k clients' batches; all that is given has a leading axis of clients."""
-    outputs = _forward(call, autocast, params, x)
+    outputs = call(params, x)
     if _draws(loss):
         own = [tree_map(lambda out, i=i: out[i], outputs) for i in range(len(y))]
         losses = torch.stack(
@@ -130,21 +123,24 @@ def _draws(loss: Loss | None) -> bool:
     return loss is not None and takes_generator(loss)
 
 
-def _forward(
-    call: Callable[[Params, Tensor], object],
-    autocast: torch.dtype | None,
-    params: Params,
-    x: Tensor,
-) -> object:
-    if autocast is None:
-        return call(params, x)
-    with torch.autocast(x.device.type, autocast):
-        outputs = call(params, x)
-    own = next((p.dtype for p in params.values() if p.is_floating_point()), None)
-    return outputs if own is None else tree_map(lambda out: out.to(own), outputs)
-
-
-def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+def _task_losses(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    # Called for every batch: one condition, and what is wrong is found out only if something is.
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        _refuse(outputs, targets)
+    real = targets.is_floating_point()
+    fits = outputs.shape == targets.shape if real else outputs.shape[:-1] == targets.shape
+    if not (
+        fits
+        and targets.ndim == 1
+        and len(targets)
+        and outputs.ndim == 2 - real
+        and outputs.is_floating_point()
+        and not targets.is_complex()
+    ):
+        _refuse(outputs, targets)
+    if real:
+        squares = (outputs - targets).square()
+        return 0.5 * (squares.mean() if reduction == "mean" else squares)
     try:
         return nn.functional.cross_entropy(
             outputs, targets.long(), reduction=reduction, ignore_index=_NO_LABEL
@@ -157,7 +153,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         ) from error
 
 
-def _check_fit(outputs: Tensor, targets: Tensor) -> None:
+def _refuse(outputs: object, targets: object) -> NoReturn:
     check_type("outputs", outputs, Tensor, "Use what a model returns.")
     check_type("targets", targets, Tensor, "Use torch.as_tensor(targets).")
     real = targets.is_floating_point()
@@ -165,9 +161,6 @@ def _check_fit(outputs: Tensor, targets: Tensor) -> None:
         wrong = "targets" if targets.is_complex() else "outputs"
         dtype = targets.dtype if targets.is_complex() else outputs.dtype
         raise TypeError(f"Invalid {wrong} of type {dtype}: no loss is defined. Use real numbers.")
-    fits = outputs.shape == targets.shape if real else outputs.shape[:-1] == targets.shape
-    if targets.ndim == 1 and len(targets) and outputs.ndim == 2 - real and fits:
-        return
     needed = (
         "real targets need one number per example, outputs of their shape (n,). Squeeze the last "
         "dimension, as LinearNet does."

@@ -11,6 +11,7 @@ import long_run
 import numpy as np
 import torch
 from test_fedavg import CONFIG, federation
+from torch import nn
 from tqdm.auto import tqdm
 
 import fedlib as fl
@@ -30,6 +31,30 @@ def frozen():
     model = fl.MLP((1, 4, 4), 3).double()
     model.body.requires_grad_(False)
     return model
+
+
+def smoothed(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1, reduction="none")
+
+
+def drawn(like, generator):
+    return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+
+def dropped(outputs, targets, generator):
+    return smoothed(outputs * (drawn(outputs, generator) > 0), targets)
+
+
+def shifted(inputs, generator):
+    return inputs + 0.1 * drawn(inputs, generator)
+
+
+def noisy():
+    def update(params, grads, state, lr, generator):
+        grads = [g + 0.1 * drawn(g, generator) for g in grads]
+        return fl.sgd.update(params, grads, state, lr)
+
+    return fl.sgd._replace(name="noisy", update=update)
 
 
 CASES = {
@@ -53,6 +78,17 @@ CASES = {
     ),
     "SCAFFOLD": dict(algorithm=fl.run_scaffold),
     "SCAFFOLD, one client": dict(algorithm=fl.run_scaffold, config=replace(CONFIG, cohort_size=1)),
+    "own loss": dict(loss=smoothed),
+    "own loss, one step": dict(loss=smoothed, config=ONE_STEP),
+    "server rule": dict(server_rule=fl.fedadam(), config=replace(CONFIG, server_lr=1.0)),
+    "epochs": dict(config=replace(CONFIG, local_steps=None, local_epochs=2, cohort_size=6)),
+    "weights, schedule": dict(weights=np.arange(1.0, 7.0), lr_schedule=lambda t: 1 / (1 + t)),
+    "own cohort": dict(cohort=lambda rng, t: rng.choice(6, 4)),
+    "noise in the rule": dict(step=noisy()),
+    "noise in the loss": dict(loss=dropped),
+    "augmentation": dict(augment=shifted),
+    "clipped": dict(step=fl.clip_by_global_norm(0.3)),
+    "stopped": dict(stop=lambda history: len(history) == 2),
     "float32": dict(clients=federation(RAGGED, dtype=torch.float32), model=fl.MLP((1, 4, 4), 3)),
 }
 
