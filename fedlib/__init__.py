@@ -1,6 +1,9 @@
 """Federated averaging and the representation it learns: the library behind the book."""
 
-from fedlib import distributed, experiments, linear, plot
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fedlib import distributed
 from fedlib.aggregate import server_step, weighted_average
 from fedlib.algorithm import Algorithm, History, RunResult, run
 from fedlib.batches import draw_batches
@@ -9,7 +12,6 @@ from fedlib.clients import ClientData
 from fedlib.cohort import ClientParams, WeightedSum, map_clients, sum_clients
 from fedlib.data import ImageSet, load_digits
 from fedlib.evaluate import Interval, evaluate, mean_interval
-from fedlib.experiments.store import load_result
 from fedlib.fedavg import FedAvgConfig, FedAvgResult, draw_round, fedavg, run_fedavg, run_round
 from fedlib.fedrep import FedRepResult, fedrep, run_fedrep
 from fedlib.finetune import fine_tune
@@ -44,7 +46,11 @@ from fedlib.rules import (
 from fedlib.scaffold import run_scaffold, scaffold
 from fedlib.server import ServerRule, fedadam, fedavgm, fedyogi
 from fedlib.storage import load_clients, save_clients
+from fedlib.stored import load_result
 from fedlib.strategy import Strategy
+
+if TYPE_CHECKING:
+    from fedlib import experiments, linear, plot, reference
 
 __version__ = "0.1.0"
 
@@ -108,6 +114,7 @@ __all__ = [
     "plot",
     "private_labels",
     "proximal",
+    "reference",
     "run",
     "run_fedavg",
     "run_fedrep",
@@ -123,3 +130,16 @@ __all__ = [
     "weighted_average",
     "with_body",
 ]
+
+_LAZY = ("experiments", "linear", "plot", "reference")  # Matplotlib and SciPy take a second to load
+
+
+def __getattr__(name: str) -> Any:
+    """Load a module when it is first asked for."""
+    if name in _LAZY:
+        return import_module(f"fedlib.{name}")
+    raise AttributeError(f"module 'fedlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Real
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_in, check_number, check_positive_int
@@ -123,6 +122,8 @@ def mean_interval(
         >>> str(mean_interval([0.0, 1.0, 2.0]))
         '1.000 ± 2.484'
     """
+    from scipy.special import stdtrit  # half a second to load
+
     values = check_array("values", values).astype(np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(

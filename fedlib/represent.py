@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
-from scipy.special import entr
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
@@ -328,6 +327,8 @@ def effective_rank(features: Real[Tensor | np.ndarray, "n k"]) -> float:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality", 2007 (there
         of a matrix that is not centred); Chapter 13.
     """
+    from scipy.special import entr  # half a second to load
+
     centred = _centred("features", features)
     values = np.linalg.svd(centred, compute_uv=False)
     rank = np.exp(entr(values / values.sum()).sum())
