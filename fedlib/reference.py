@@ -29,7 +29,7 @@ def local_sgd(
     return params
 
 
-def weighted_average(clients: list[Params], weights: list[float]) -> Params:
+def weighted_average(clients: list[Params], weights: list[int]) -> Params:
     """Average the clients' parameters, by their numbers of examples."""
     total = sum(weights)
     return {
