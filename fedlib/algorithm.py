@@ -122,7 +122,10 @@ class History:
         """Write the table of ``to_pandas`` as CSV, numbers in full.
 
         Example:
-            >>> History(np.array([1, 2]), np.array([0.5, 0.25])).to_csv("/dev/stdout")
+            >>> import tempfile
+            >>> file = Path(tempfile.mkdtemp()) / "history.csv"
+            >>> History(np.array([1, 2]), np.array([0.5, 0.25])).to_csv(file)
+            >>> print(file.read_text(), end="")
             round_num,loss
             1,0.5
             2,0.25

@@ -305,8 +305,14 @@ def check_round(clients: ClientData, config: FedAvgConfig, rule: LocalStep) -> N
 
 def plan_rounds(ready, config: FedAvgConfig, **how) -> Plan:
     """Plan the rounds of a configuration."""
-    steps = sorted({config.steps_of(size) for size in ready.clients.sizes.tolist()})
-    return plan(ready, local_steps=steps, **how)
+    return plan(ready, local_steps=step_counts(config, ready.clients), **how)
+
+
+def step_counts(config: FedAvgConfig, clients: ClientData) -> list[int]:
+    """Return the numbers of local steps that clients may take."""
+    if config.local_steps is not None:  # of a million clients, no size is looked at
+        return [config.local_steps]
+    return sorted({config.steps_of(size) for size in np.unique(clients.sizes).tolist()})
 
 
 def identity_of(planned: Plan, clients: ClientData, config: FedAvgConfig, **more: object) -> dict:

@@ -15,7 +15,7 @@ from fedlib.aggregate import server_step
 from fedlib.algorithm import Algorithm, History, Metrics, State, run_checked
 from fedlib.clients import ClientData
 from fedlib.cohort import plan
-from fedlib.fedavg import FedAvgConfig, check_round, draw_round, identity_of
+from fedlib.fedavg import FedAvgConfig, check_round, draw_round, identity_of, step_counts
 from fedlib.losses import Loss
 from fedlib.models import Params, params_of
 from fedlib.rules import sgd
@@ -151,7 +151,7 @@ def fedrep(
     ready = check_model(model, params, clients, loss)
     how = dict(strategy=strategy, client_params=head)
     on_head = plan(ready, trainable=head, local_steps=[head_steps], **how)
-    steps = sorted({config.steps_of(size) for size in clients.sizes.tolist()})
+    steps = step_counts(config, clients)
     on_body = plan(ready, trainable=body, local_steps=steps, merges=True, **how)
 
     def init(params: Params) -> State:

@@ -13,7 +13,14 @@ from fedlib.aggregate import server_step
 from fedlib.algorithm import Algorithm, History, Metrics, State, run_checked
 from fedlib.clients import ClientData
 from fedlib.cohort import plan
-from fedlib.fedavg import FedAvgConfig, FedAvgResult, check_round, draw_round, identity_of
+from fedlib.fedavg import (
+    FedAvgConfig,
+    FedAvgResult,
+    check_round,
+    draw_round,
+    identity_of,
+    step_counts,
+)
 from fedlib.fedrep import repeated
 from fedlib.losses import Loss
 from fedlib.models import Params, params_of
@@ -116,7 +123,7 @@ def scaffold(
     """
     check_round(clients, config, control_variate)
     ready = check_model(model, params_of(model), clients, loss)
-    steps = sorted({config.steps_of(size) for size in clients.sizes.tolist()})
+    steps = step_counts(config, clients)
     planned = plan(
         ready, rule=control_variate, client_state=True, local_steps=steps, strategy=strategy
     )
