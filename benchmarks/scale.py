@@ -164,7 +164,7 @@ def _main() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of this machine only
     with fl.distributed.join(device="cpu", threads=1) as rank:
         found = _rounds(options.folder, Workload(**options.work), options.rounds)
-    if rank.index == 0:
+    if rank.rank == 0:
         options.output.write_text(json.dumps(found))
 
 

@@ -23,12 +23,14 @@ __all__ = [
     "check_step_size",
     "check_tensor",
     "check_type",
+    "outside",
     "refuse",
     "shown",
 ]
 
 import math
 import os
+import sys
 from collections.abc import Collection, Iterable, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
@@ -417,3 +419,11 @@ def check_indices(
             f"{size}. Use positions 0..{size - 1}."
         )
     return index.astype(np.int64)
+
+
+def outside() -> int:
+    """Return how many calls up the user's own line is, as ``warnings.warn`` counts them."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("fedlib."):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -125,7 +125,8 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
     index = torch.as_tensor(flat, device=clients.device)
     # Targets are small: one call for all steps. Inputs are gathered when the step needs them, and
     # are in the cache then.
-    targets = clients.targets.index_select(0, index.flatten()).view(rows.shape)
+    targets = clients.targets.index_select(0, index.flatten())
+    targets = targets.view(*rows.shape, *targets.shape[1:])
     inputs = (clients.inputs.index_select(0, row) for row in index)
     if len(shape) > 1:
         inputs = (x.unflatten(0, shape) for x in inputs)

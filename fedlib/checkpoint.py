@@ -8,6 +8,7 @@ __all__ = [
     "SHARE",
     "Checkpoint",
     "RunState",
+    "leaves_of",
     "load_checkpoint",
     "run_identity",
     "save_checkpoint",
@@ -17,6 +18,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +26,11 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
-from fedlib._checks import check_path
+from fedlib._checks import check_path, outside
 from fedlib._files import ROOM, check_regular, replace_file, sweep
-from fedlib.clients import ClientData, digest_of
-from fedlib.models import Params
+from fedlib.clients import digest_of
 from fedlib.validate import same_probe
 
 _FORMAT = "fedlib-2"
@@ -43,30 +44,91 @@ class RunState(NamedTuple):
 
     Attributes:
         round_num: rounds completed.
-        params: the server's parameters after them, by name, and what else the algorithm keeps.
+        params: the algorithm's state after them: tensors by name, in dicts inside dicts.
         entries: what ``History.of`` takes, one entry per evaluated round.
     """
 
     round_num: int
-    params: Params
+    params: dict
     entries: list[dict]
 
 
-def run_identity(
-    config: dict, seed: int, model: nn.Module, clients: ClientData, **more: object
-) -> dict:
-    """Describe a run: configuration, seed, and digests of architecture, starting point and data.
+def run_identity(identity: dict, seed: int, model: nn.Module) -> dict:
+    """Describe a run: its algorithm, its seed, and a digest of architecture and starting point.
 
-    The number of rounds is left out: a finished run may be carried further. ``more`` adds fields,
-    JSON values; None is as good as absent, so that a new field with a default of None leaves older
-    checkpoints valid.
+    ``identity`` is an ``Algorithm``'s: JSON values, or functions that return them. None is as good
+    as absent, so that a new field with a default of None leaves older checkpoints valid.
     """
-    rest = {name: value for name, value in config.items() if name != "num_rounds"}
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     moving = [name for name, value in state.items() if value.requires_grad]
     start = digest_of(f"{model} {moving}", state)
-    identity = rest | more | {"seed": seed, "start": start, "data": clients.digest}
-    return json.loads(json.dumps(identity))  # as it will be read: a tuple becomes a list
+    known = {name: value() if callable(value) else value for name, value in identity.items()}
+    known |= {"seed": seed, "start": start}
+    return json.loads(json.dumps(known))  # as it will be read: a tuple becomes a list
+
+
+def leaves_of(state: dict) -> dict[str, Tensor]:
+    """Return a state's tensors by the names that they have in a file.
+
+    The parts ``params`` and ``clients``, what the server has and what each client keeps beside it,
+    are named ``w`` and ``w.clients``; a tensor of another part is named by its path.
+
+    Raises:
+        TypeError: if a state holds anything but tensors in dicts.
+
+    Example:
+        >>> state = {"params": {"w": torch.ones(1)}, "round": torch.tensor(0)}
+        >>> list(leaves_of(state))
+        ['w', '/round']
+    """
+    return {name: p for name, (_, p) in _named(state).items()}
+
+
+def _named(state: dict) -> dict[str, tuple[list[str], Tensor]]:
+    """Return the path of each tensor, and the tensor, by its name in a file."""
+    leaves = list(_walk(state, []))
+    nested = any(len(path) > 1 for path, _ in leaves)
+    named: dict[str, tuple[list[str], Tensor]] = {}
+    for path, p in leaves:
+        match path:
+            case [name] if not nested:
+                pass
+            case ["params", name]:
+                pass
+            case ["clients", name]:
+                name = f"{name}.clients"
+            case _:
+                name = "/" + "/".join(path)
+        if name in named:
+            raise ValueError(f"Invalid state: two tensors of the name {name}. Use other names.")
+        named[name] = path, p
+    return named
+
+
+def _walk(state: object, path: list[str]) -> Iterator[tuple[list[str], Tensor]]:
+    if isinstance(state, Tensor) and path:
+        yield path, state
+    elif isinstance(state, dict) and all(isinstance(name, str) for name in state):
+        for name, part in state.items():
+            yield from _walk(part, [*path, name])
+    else:
+        where = "".join(f"[{name!r}]" for name in path)
+        raise TypeError(
+            f"Invalid state{where} of type {type(state).__name__}: no tensor. Use tensors by name, "
+            "in dicts inside dicts if you like; torch.tensor(0) for a number."
+        )
+
+
+def _rebuilt(tensors: dict[str, Tensor], paths: dict[str, list[str]]) -> dict:
+    """Return the state whose tensors were named so."""
+    state: dict = {}
+    for name, p in tensors.items():
+        *parts, last = paths[name]
+        part = state
+        for key in parts:
+            part = part.setdefault(key, {})
+        part[last] = p
+    return state
 
 
 def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
@@ -78,10 +140,13 @@ def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
     Raises:
         OSError: if the file cannot be written; what was written before is intact.
     """
-    strides = {name: p.stride() for name, p in state.params.items()}
+    named = _named(state.params)
+    tensors = {name: p for name, (_, p) in named.items()}
+    strides = {name: p.stride() for name, p in tensors.items()}
     record = {"format": _FORMAT, "identity": identity, "strides": strides}
+    record["paths"] = {name: path for name, (path, _) in named.items()}
     text = json.dumps(record | {"round_num": state.round_num, "entries": state.entries})
-    tensors = {name: p.resolve_neg().contiguous() for name, p in state.params.items()}
+    tensors = {name: p.resolve_neg().contiguous() for name, p in tensors.items()}
     metadata = {"fedlib": text, "digest": digest_of(text, tensors)}
     content = save(tensors, metadata=metadata)
     try:
@@ -95,7 +160,9 @@ def save_checkpoint(path: Path, identity: dict, state: RunState) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunState | None:
+def load_checkpoint(
+    path: Path, identity: dict, *, device: torch.device, like: dict | None = None
+) -> RunState | None:
     """Read a run's checkpoint: ``path``, or the previous one if ``path`` is not to be used.
 
     If ``path`` is missing, damaged or of another run, and ``path.previous`` is whole and of this
@@ -107,6 +174,7 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
         path: the file.
         identity: the run, as ``run_identity`` describes it.
         device: where the parameters will live.
+        like: a state of the same form; older files do not tell theirs.
 
     Returns:
         The state to go on from, or None if both files are missing.
@@ -117,7 +185,7 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
     previous, reasons = _beside(path, "previous"), []
     for file in (path, previous):
         try:
-            state = _read(file, identity, device)
+            state = _read(file, identity, device, like)
         except FileNotFoundError:
             reasons.append("missing")
         except ValueError as error:
@@ -139,14 +207,14 @@ def load_checkpoint(path: Path, identity: dict, *, device: torch.device) -> RunS
             f"Checkpoint {path}: {reasons[0]}{kept}. "
             f"Going on from {previous.name}, at round {state.round_num}.",
             RuntimeWarning,
-            stacklevel=5,  # whoever called run_fedavg
+            stacklevel=outside(),
         )
     elif os.path.lexists(previous) and not _is_checkpoint(previous):
         warnings.warn(
             f"Checkpoint {path}: {previous.name} beside it is none, and is kept as "
             f"{_set_aside(previous, path)}.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=outside(),
         )
     return state
 
@@ -169,7 +237,7 @@ def _is_checkpoint(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, identity: dict, device: torch.device) -> RunState:
+def _read(path: Path, identity: dict, device: torch.device, like: dict | None = None) -> RunState:
     """Read one file; raises ValueError with the reason why it is not to be used."""
     try:
         check_regular(path)  # safetensors calls every file missing that it cannot open
@@ -210,7 +278,9 @@ def _read(path: Path, identity: dict, device: torch.device) -> RunState:
         ).copy_(tensors[name])
         for name, stride in record["strides"].items()
     }
-    return RunState(record["round_num"], params, record["entries"])
+    paths = record.get("paths") or {name: path for name, (path, _) in _named(like or {}).items()}
+    state = _rebuilt(params, paths if paths.keys() == params.keys() else {n: [n] for n in params})
+    return RunState(record["round_num"], state, record["entries"])
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -238,10 +308,10 @@ class Checkpoint:
                 f"Use a file in it, such as {self.path / 'run.safetensors'}."
             )
 
-    def load(self, *, device: torch.device) -> RunState | None:
+    def load(self, *, device: torch.device, like: dict | None = None) -> RunState | None:
         """Read the state to go on from, or None; as ``load_checkpoint``."""
         sweep(self.path)
-        state = load_checkpoint(self.path, self.identity, device=device)
+        state = load_checkpoint(self.path, self.identity, device=device, like=like)
         if state is not None:
             self.saved = state.round_num
         return state

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pooch
 
 from fedlib._checks import check_bool, check_in, check_path
 from fedlib._files import scratch, sweep
@@ -116,6 +115,8 @@ def _load(source: _Source, files: list[str], keys: tuple[str, str], name: str) -
 
 def _find(source: _Source, wanted: list[str]) -> dict[str, Path]:
     """Where each wanted file is, after a download if one is in neither folder."""
+    import pooch  # only where a file is looked for
+
     cache = Path(pooch.os_cache("fedlib"))
     folders = {str(cache): cache}
     if own := os.environ.get("FEDLIB_DATA"):
@@ -132,6 +133,7 @@ def _find(source: _Source, wanted: list[str]) -> dict[str, Path]:
 
 def _download(source: _Source, cache: Path, missing: str) -> None:
     """Put the archive's files into the cache, each whole and verified, or leave no trace."""
+    import pooch  # only where a file is looked for
     import requests
 
     problem = f"Cannot find {missing}, and "

@@ -37,12 +37,12 @@ class ClientData:
     Args:
         inputs: all inputs, client 0's first, shape (N, ...); their dtype is the model's.
         targets: class indices (any integer type; kept as int64) or real responses (floating
-            point), shape (N,).
+            point), shape (N,). For a loss of your own, rows of any shape (N, ...).
         sizes: examples per client, integers of shape (M,), each at least 1, summing to N.
 
     Raises:
         TypeError: if inputs or targets are not real tensors, or sizes are not integers.
-        ValueError: if sizes do not fit, a client is empty, targets are not one per example, a
+        ValueError: if sizes do not fit, a client is empty, targets are not one row per example, a
             label is negative, a value is not finite, or inputs and targets are on two devices.
 
     Example:
@@ -55,7 +55,7 @@ class ClientData:
     """
 
     inputs: Shaped[Tensor, "n ..."]
-    targets: Shaped[Tensor, " n"]
+    targets: Shaped[Tensor, "n ..."]
     sizes: Int[np.ndarray, " m"]
 
     def __post_init__(self) -> None:
@@ -69,11 +69,8 @@ class ClientData:
             raise ValueError(
                 f"Invalid sizes: clients {empty} hold no example. Give every client at least one."
             )
-        if self.targets.ndim != 1:
-            raise ValueError(
-                f"Invalid targets of shape {tuple(self.targets.shape)}: must be one per example. "
-                f"Use {_one_per_example(self.targets)}."
-            )
+        if self.targets.ndim == 0:
+            raise ValueError("Invalid targets of shape (): give one row per example.")
         if self.inputs.device != self.targets.device:
             raise ValueError(
                 f"Invalid targets on {self.targets.device}: the inputs are on "
@@ -121,7 +118,7 @@ class ClientData:
     def from_parts(
         cls,
         images: Float[np.ndarray, "n ..."],
-        labels: Shaped[np.ndarray, " n"],
+        labels: Shaped[np.ndarray, "n ..."],
         parts: Sequence[Int[np.ndarray, " _"]],
         *,
         device: str | torch.device = "cpu",
@@ -130,7 +127,7 @@ class ClientData:
 
         Args:
             images: inputs, shape (n, ...).
-            labels: one label or response per input, shape (n,).
+            labels: one label or response per input, shape (n,); or rows of targets, (n, ...).
             parts: one index array per client, as the ``partition_*`` functions return; they may
                 overlap and need not cover everything.
             device: where the tensors live.
@@ -306,28 +303,15 @@ class ClientData:
 
 def _num_classes(targets: Tensor) -> int:
     """Return one more than the largest label, or 0 for reals; refuse a negative label."""
-    if targets.is_floating_point():
+    if targets.is_floating_point() or not targets.numel():
         return 0
     least, largest = (int(value) for value in targets.aminmax())
-    if least < 0:
+    if least < 0 and targets.ndim == 1:
         raise ValueError(
             f"Invalid targets: the least label is {least}. Labels start at 0 "
             "(private_labels marks examples outside every part by -1)."
         )
     return largest + 1
-
-
-def _one_per_example(targets: Tensor) -> str:
-    """Say what makes one target per example of targets of another shape."""
-    if targets.ndim == 0:
-        return "a row of targets"
-    if targets.shape[1:].numel() == 1:
-        return "targets.flatten()"
-    if targets.ndim == 2 and bool(((targets == 0) | (targets == 1)).all()):
-        if bool((targets.sum(1) == 1).all()):
-            return "targets.argmax(1)"
-        return "one label per example: of several, argmax would drop all but one"
-    return "one number per example; a column, say"
 
 
 def _versions(*tensors: Tensor) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """Local steps compiled into one function, by ``torch.compile``."""
 
-__all__ = ["take_compiled"]
+__all__ = ["compiled_loop"]
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from fedlib.local import take_steps
+from fedlib.local import sgd_loop
 from fedlib.models import Params
-from fedlib.steps import LocalStep
+from fedlib.rules import LocalStep
 
 _UNROLLED = 10
 """Steps compiled into one function, if all have the same batch: more save calls, and take longer to
@@ -25,61 +25,61 @@ _TOLERANCE = 0.1
 """Relative error of an update that passes: far above rounding, far below a missing gradient."""
 
 
-def take_compiled(
+def compiled_loop(
     loss: Callable[..., Tensor],
-    step: LocalStep,
+    rule: LocalStep,
     lr: float,
     params: Params,
     leaves: Params,
     state: object,
     batches: Iterable[Sequence[Tensor | None]],
     *,
-    kind: Hashable,
+    cache_key: Hashable,
 ) -> tuple[Params, object, list[Tensor]]:
-    """Take the steps of ``take_steps``, compiled.
+    """Take the steps of ``sgd_loop``, compiled.
 
     Whenever something new was compiled, its steps are also taken uncompiled, and the leaves
     compared. If they differ, or compiling fails, a warning tells why, and from then on steps of
     this kind are taken as they are.
 
     Args:
-        loss: as for ``take_steps``, and so are the others; here for a stack of clients.
-        step: the rule.
+        loss: as for ``sgd_loop``, and so are the others; here for a stack of clients.
+        rule: the rule.
         lr: step size α; another one is no other function.
         params: all parameters.
         leaves: the parameters that move.
         state: the rule's state.
         batches: arguments of ``loss``; a list if all steps have the same.
-        kind: tells what the loss computes. PyTorch keeps about eight graphs for a function; the
-            steps of a kind, by one rule, of the same leaves, are a function of their own.
+        cache_key: tells what the loss computes. PyTorch keeps about eight graphs for a function;
+            the steps of one key, by one rule, of the same leaves, are a function of their own.
 
     Returns:
         New leaves, new state, and each step's losses before it.
     """
     first = next(iter(leaves.values()))
-    take = _steps_of(kind, step.name, tuple(leaves), first.dtype, first.device.type)
-    length, met = _UNROLLED if isinstance(batches, list) else 1, []
+    take = _steps_of(cache_key, rule.name, tuple(leaves), first.dtype, first.device.type)
+    length, losses = _UNROLLED if isinstance(batches, list) else 1, []
     batches = iter(batches)
     while block := list(islice(batches, length)):
-        leaves, state, losses = take(loss, step, lr, params, leaves, state, block)
-        met += losses
-    return leaves, state, met
+        leaves, state, values = take(loss, rule, lr, params, leaves, state, block)
+        losses += values
+    return leaves, state, losses
 
 
-def _take_functional(loss, step, lr, params, leaves, state, batches):
-    """Take the steps of ``take_steps`` in the form that ``torch.compile`` can read."""
-    met = []
+def _take_functional(loss, rule, lr, params, leaves, state, batches):
+    """Take the steps of ``sgd_loop`` in the form that ``torch.compile`` can read."""
+    losses = []
     for batch in batches:
 
         def objective(leaves: Params, batch=batch) -> tuple[Tensor, Tensor]:
-            losses = loss(params | leaves, *batch)
-            return losses.sum(), losses
+            values = loss(params | leaves, *batch)
+            return values.sum(), values
 
-        grads, losses = grad(objective, has_aux=True)(leaves)
-        moved, state = step.update(list(leaves.values()), list(grads.values()), state, lr)
+        grads, values = grad(objective, has_aux=True)(leaves)
+        moved, state = rule.update(list(leaves.values()), list(grads.values()), state, lr)
         leaves = dict(zip(leaves, moved, strict=True))
-        met.append(losses)
-    return leaves, state, met
+        losses.append(values)
+    return leaves, state, losses
 
 
 class _Steps:
@@ -96,10 +96,10 @@ class _Steps:
         self.checked = False
         return torch._dynamo.lookup_backend("inductor")(graph, inputs)
 
-    def __call__(self, loss, step, lr, params, leaves, state, batches):
+    def __call__(self, loss, rule, lr, params, leaves, state, batches):
         def uncompiled() -> tuple[Params, object, list[Tensor]]:
             apart = {name: p.detach() for name, p in leaves.items()}  # will need gradients
-            return take_steps(loss, step, lr, params, apart, state, batches)
+            return sgd_loop(loss, rule, lr, params, apart, state, batches)
 
         if not self.compiled:
             return uncompiled()
@@ -107,7 +107,7 @@ class _Steps:
         exact = torch.promote_types(next(iter(leaves.values())).dtype, torch.float32)
         rate = torch.tensor(lr, dtype=exact)
         try:
-            taken = self.compiled(loss, step, rate, params, leaves, state, batches)
+            taken = self.compiled(loss, rule, rate, params, leaves, state, batches)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # compiling goes through many layers, each with its own errors
@@ -137,7 +137,7 @@ class _Steps:
 
 @cache
 def _steps_of(
-    kind: Hashable, rule: str, leaves: tuple[str, ...], dtype: torch.dtype, device: str
+    cache_key: Hashable, rule: str, leaves: tuple[str, ...], dtype: torch.dtype, device: str
 ) -> _Steps:
     return _Steps(rule)
 

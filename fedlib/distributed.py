@@ -29,7 +29,7 @@ as many ranks has the bits of one that was never stopped. Rank 0 alone shows pro
 disk that all of them see.
 """
 
-__all__ = ["Rank", "all_sum", "check_same", "from_first", "join", "rank", "shard"]
+__all__ = ["Rank", "all_reduce", "broadcast", "check_same", "join", "rank", "shard"]
 
 import io
 import os
@@ -54,13 +54,13 @@ class Rank(NamedTuple):
     """A process among those that run together.
 
     Attributes:
-        index: its number, 0 to count - 1.
-        count: number of processes.
+        rank: its number, 0 to world_size - 1.
+        world_size: number of processes.
         device: where it computes.
     """
 
-    index: int
-    count: int
+    rank: int
+    world_size: int
     device: torch.device
 
 
@@ -91,7 +91,7 @@ def join(
     Example:
         >>> with join(device="cpu") as rank:
         ...     print(rank)
-        Rank(index=0, count=1, device=device(type='cpu'))
+        Rank(rank=0, world_size=1, device=device(type='cpu'))
     """
     device = check_in("device", device, [None, "cpu", "cuda"])
     timeout = check_number("timeout", timeout, above=0, most=1e7)  # four months
@@ -213,7 +213,7 @@ def shard(work: Int[np.ndarray, " m"]) -> Int[np.ndarray, " k"]:
     return np.flatnonzero(owner == index)
 
 
-def all_sum(tensors: list[Tensor]) -> list[Tensor]:
+def all_reduce(tensors: list[Tensor]) -> list[Tensor]:
     """Return the sums over all ranks, the same bits on each; one message for each dtype.
 
     Args:
@@ -238,7 +238,7 @@ def all_sum(tensors: list[Tensor]) -> list[Tensor]:
     return sums
 
 
-def from_first(value: T, *, device: torch.device | str = "cpu") -> T:
+def broadcast(value: T, *, device: torch.device | str = "cpu") -> T:
     """Return rank 0's value on every rank.
 
     Args:

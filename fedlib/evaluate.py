@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Real
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_in, check_number, check_positive_int
 from fedlib.clients import ClientData
-from fedlib.losses import example_losses
+from fedlib.losses import Loss, losses_by
 from fedlib.models import Params
 from fedlib.validate import Ready, check_clients, check_model, own_modes, untouched
 
@@ -23,7 +22,7 @@ def evaluate(
     params: Params | Sequence[Params],
     clients: ClientData,
     *,
-    metric: str = "accuracy",
+    metric: str | Loss = "accuracy",
     chunk: int = 2000,
 ) -> Float[np.ndarray, " m"]:
     """Evaluate parameters on every client's examples.
@@ -33,7 +32,8 @@ def evaluate(
         params: one set for all clients, or one set per client, as ``fine_tune`` returns.
         clients: M clients.
         metric: "accuracy", the fraction of examples whose largest output is at the label; or
-            "loss", the mean task loss.
+            "loss", the mean task loss; or ``(outputs, targets) -> scores``, a function that gives
+            one number per example, whose mean over a client's examples is returned.
         chunk: examples per forward pass, which bounds memory.
 
     Returns:
@@ -49,13 +49,15 @@ def evaluate(
         >>> evaluate(nn.Identity(), {}, clients)
         array([1., 0.])
     """
-    check_in("metric", metric, ["accuracy", "loss"])
+    own = None if isinstance(metric, str) else metric
+    if own is None:
+        check_in("metric", metric, ["accuracy", "loss"])
     chunk = check_positive_int("chunk", chunk)
     check_clients(clients)
     if metric == "accuracy" and clients.targets.is_floating_point():
         raise ValueError('Invalid metric="accuracy": the targets are real. Use metric="loss".')
     if isinstance(params, dict):
-        ready = check_model(model, params, clients)
+        ready = check_model(model, params, clients, own)
         each = _scores(ready, params, clients.inputs, clients.targets, metric, chunk)
         return np.add.reduceat(each, clients.starts) / clients.sizes
     each_its_own = isinstance(params, Sequence) and all(isinstance(p, dict) for p in params)
@@ -64,15 +66,15 @@ def evaluate(
             f"Invalid params: not one dict for each of {clients.num_clients} clients. Give what "
             "fine_tune returns, or a single dict for all, such as result.params."
         )
-    for own in params:
-        ready = check_model(model, own, clients)
+    for client in params:
+        ready = check_model(model, client, clients, own)
     return np.array(
         [_scores(ready, params[i], *clients[i], metric, chunk).mean() for i in range(len(clients))]
     )
 
 
 def _scores(
-    ready: Ready, params: Params, inputs: Tensor, targets: Tensor, metric: str, chunk: int
+    ready: Ready, params: Params, inputs: Tensor, targets: Tensor, metric: str | Loss, chunk: int
 ) -> np.ndarray:
     """Return one score per example."""
     scores = []
@@ -84,7 +86,7 @@ def _scores(
                 largest, found = outputs.max(1)  # NaN counts as the largest, but names no class
                 scores.append((found == y) & ~largest.isnan())
             else:
-                scores.append(example_losses(outputs, y))
+                scores.append(losses_by(ready.loss, outputs, y))
     return torch.cat(scores).double().cpu().numpy()
 
 
@@ -120,6 +122,8 @@ def mean_interval(
         >>> str(mean_interval([0.0, 1.0, 2.0]))
         '1.000 ± 2.484'
     """
+    from scipy.special import stdtrit  # half a second to load
+
     values = check_array("values", values).astype(np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(

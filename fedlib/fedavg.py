@@ -1,33 +1,29 @@
-"""Federated averaging: configuration, one round, the loop."""
+"""Federated averaging: its configuration, its round, its run."""
 
 __all__ = [
     "FedAvgConfig",
     "FedAvgResult",
-    "History",
-    "Metrics",
     "draw_round",
+    "fedavg",
     "run_fedavg",
     "run_round",
-    "run_rounds",
-    "train_round",
 ]
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import nn
-from tqdm.auto import tqdm
 
-from fedlib import distributed
 from fedlib._checks import (
-    check_bool,
-    check_int,
+    check_array,
+    check_callable,
+    check_indices,
     check_positive_int,
     check_rng,
     check_step_size,
@@ -35,24 +31,20 @@ from fedlib._checks import (
     refuse,
 )
 from fedlib.aggregate import server_step
+from fedlib.algorithm import Algorithm, History, Metrics, State, run_checked
 from fedlib.batches import all_of, draw_batches
-from fedlib.checkpoint import Checkpoint, RunState, run_identity
 from fedlib.clients import ClientData
-from fedlib.engine import Strategy, Trained, resolve_strategy, train_cohort
+from fedlib.cohort import Augment, Plan, plan
+from fedlib.losses import Loss
 from fedlib.models import Params, params_of
-from fedlib.steps import LocalStep, sgd
-from fedlib.validate import (
-    Ready,
-    check_clients,
-    check_model,
-    check_period,
-    check_step,
-    own_modes,
-    probe,
-    trainable_of,
-)
+from fedlib.rules import LocalStep, sgd
+from fedlib.server import ServerRule
+from fedlib.strategy import Strategy
+from fedlib.validate import check_clients, check_model, check_period, check_step, own_modes, probe
 
-Metrics = Callable[[Params], Mapping[str, float]]
+CohortRule = Callable[[np.random.Generator, int], "Sequence[int] | np.ndarray"]
+"""``(rng, round_num) -> ids`` of the clients that take part; one may stand several times. ``rng``
+is keyed by (seed, round), and round_num counts from 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +56,8 @@ class FedAvgConfig:
     Args:
         num_rounds: rounds T, at least 1.
         local_steps: SGD steps τ of every client in every round, at least 1.
+        local_epochs: instead of them, passes over a client's examples, so that clients take
+            different numbers of steps: as many as whole batches fit into a pass, times these.
         cohort_size: clients m drawn in each round, without replacement; None takes all.
         batch_size: examples per local step; None takes all of a client's examples, and a client
             with fewer uses all it has.
@@ -86,58 +80,39 @@ class FedAvgConfig:
     """
 
     num_rounds: int
-    local_steps: int
+    local_steps: int | None = None
     cohort_size: int | None
     batch_size: int | None
     client_lr: float
     server_lr: float = 1.0
+    local_epochs: int | None = None
 
     def __post_init__(self) -> None:
         # Plain Python numbers, so that a configuration can be written as JSON.
         for name in ("num_rounds", "local_steps", "cohort_size", "batch_size"):
             value = getattr(self, name)
-            if value is not None or name in ("num_rounds", "local_steps"):
+            given = value is not None or (name == "local_steps" and self.local_epochs is None)
+            if given or name == "num_rounds":
                 object.__setattr__(self, name, check_positive_int(name, value))
+        if self.local_epochs is not None:
+            epochs = check_positive_int("local_epochs", self.local_epochs)
+            object.__setattr__(self, "local_epochs", epochs)
+            if self.local_steps is not None:
+                refuse("local_epochs", epochs, "local_steps is given, too", "one of the two")
         for name in ("client_lr", "server_lr"):
             object.__setattr__(self, name, check_step_size(name, getattr(self, name)))
 
+    def steps_of(self, size: int) -> int:
+        """Return how many local steps a client with so many examples takes.
 
-@dataclass(frozen=True)
-class History:
-    """What was recorded on the way; arrays of equal length, one entry per evaluated round.
-
-    ``history["name"]`` is the series of the metric of that name.
-
-    Attributes:
-        round_num: rounds completed when the entry was made, int64.
-        loss: mean loss of the cohort's local steps in that round, float64.
-        metrics: the series returned by ``metrics``, float64 each.
-    """
-
-    round_num: np.ndarray
-    loss: np.ndarray
-    metrics: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.round_num)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if not isinstance(name, str) or name not in self.metrics:
-            use = " or ".join(map(repr, self.metrics)) or "metrics= to record some"
-            refuse("name", name, "no metric of this history", use, error=KeyError)
-        return self.metrics[name]
-
-    @classmethod
-    def of(cls, entries: list[dict]) -> "History":
-        """Turn entries, each with ``round_num``, ``loss`` and a dict ``metrics``, into arrays."""
-        return cls(
-            np.array([entry["round_num"] for entry in entries], dtype=np.int64),
-            np.array([entry["loss"] for entry in entries], dtype=np.float64),
-            {
-                name: np.array([entry["metrics"][name] for entry in entries], dtype=np.float64)
-                for name in entries[0]["metrics"]
-            },
-        )
+        Example:
+            >>> rest = dict(num_rounds=1, cohort_size=None, batch_size=10, client_lr=0.1)
+            >>> FedAvgConfig(local_epochs=2, **rest).steps_of(35)
+            6
+        """
+        if self.local_steps is not None:
+            return self.local_steps
+        return self.local_epochs * max(1, size // (self.batch_size or size))
 
 
 class FedAvgResult(NamedTuple):
@@ -152,6 +127,250 @@ class FedAvgResult(NamedTuple):
     history: History
 
 
+def fedavg(
+    model: nn.Module,
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    rule: LocalStep = sgd,
+    loss: Loss | None = None,
+    server_rule: ServerRule | Callable | None = None,
+    cohort: CohortRule | None = None,
+    strategy: str | Strategy = "auto",
+    augment: Augment | None = None,
+    weights: Real[np.ndarray, " m"] | None = None,
+    lr_schedule: Callable[[int], float] | None = None,
+) -> Algorithm:
+    """Return FedAvg as an ``Algorithm``, for ``run``, or for a loop of your own.
+
+    A round draws a cohort and its batches, trains the cohort, averages, and steps the server.
+
+    Args:
+        model: as for ``run_fedavg``, and so are the others.
+        clients: the federation's data.
+        config: the run's configuration; its ``num_rounds`` is ``run``'s.
+        rule: the clients' rule.
+        loss: ``(outputs, targets) -> one loss per example``; None for ``task_loss``.
+        server_rule: what the server does with the average, instead of ``server_step``.
+        cohort: ``(rng, round_num) -> ids``, in the place of ``config.cohort_size``.
+        strategy: how a cohort is run.
+        augment: ``(inputs, generator) -> inputs``, applied to every batch of a client.
+        weights: weight of each of the M clients in the average, positive; None takes numbers of
+            examples.
+        lr_schedule: ``round_num -> factor`` of ``config.client_lr``.
+
+    Returns:
+        The algorithm. Its state is the server's parameters; with a server rule, a cohort rule or a
+        schedule a dict of ``params``, ``server`` (the rule's state) and ``round``.
+
+    Raises:
+        TypeError, ValueError: as ``run_fedavg`` before its first round.
+
+    Example:
+        >>> from fedlib import LinearNet, run
+        >>> clients = ClientData(torch.ones(6, 2), torch.ones(6), np.array([2, 4]))
+        >>> config = FedAvgConfig(
+        ...     num_rounds=50, local_steps=2, cohort_size=None, batch_size=None, client_lr=0.2
+        ... )
+        >>> model = LinearNet(2, 1)
+        >>> algorithm = fedavg(model, clients, config)
+        >>> result = run(algorithm, model, num_rounds=50, seed=0, progress=False)
+        >>> bool(result.history.loss[-1] < 1e-6)
+        True
+
+    Reference:
+        McMahan et al. (2017), Algorithm 1; Chapter 1.
+    """
+    return _fedavg(**locals())
+
+
+def _fedavg(
+    model, clients, config, *, rule, loss, server_rule, cohort, strategy, augment, weights,
+    lr_schedule, params=None, once=False,
+) -> Algorithm:  # fmt: skip
+    check_round(clients, config, rule)
+    ready = check_model(model, params_of(model) if params is None else params, clients, loss)
+    planned = plan_rounds(
+        ready, config, rule=rule, strategy=strategy, augment=augment, merges=True, once=once
+    )
+    server = _server_rule(server_rule, config)
+    if cohort is not None:
+        check_callable("cohort", cohort, "Use a function (rng, round_num) -> ids of clients.")
+    if lr_schedule is not None:
+        check_callable("lr_schedule", lr_schedule, "Use a function from round_num to a factor.")
+    if weights is not None:
+        weights = check_array("weights", weights, (len(clients),)).astype(np.float64)
+        if weights.min() <= 0:
+            refuse("weights", weights.min(), "not positive", "weights > 0, one for each client")
+    counts, plain = cohort is not None or lr_schedule is not None, server is None
+
+    def init(params: Params) -> State:
+        if plain and not counts:
+            return params
+        state: State = {"params": params}
+        if counts:
+            state["round"] = torch.tensor(0)
+        if server is not None:
+            moving = {name: params[name] for name in planned.trainable}
+            state["server"] = server.init(moving) or {}
+        return state
+
+    def play(state: State, rng: np.random.Generator) -> tuple[State, dict[str, float]]:
+        nested = counts or not plain
+        params = state["params"] if nested else state
+        t = int(state["round"]) if counts else 0
+        ids = None if cohort is None else cohort(rng, t)
+        drawn, batches = draw_round(clients, config, rng=rng, ids=ids)
+        total = planned.sum(
+            clients,
+            params,
+            drawn,
+            batches,
+            lr=config.client_lr if lr_schedule is None else _scaled(config, lr_schedule, t),
+            weights=None if weights is None else weights[drawn],
+            key=planned.draw_key(rng),
+        )
+        average = total.average(params)
+        before = {name: params[name] for name in average}
+        if server is None:
+            moved = server_step(before, average, server_lr=config.server_lr)
+        else:
+            moved, kept = server.update(before, average, state.get("server") or None)
+        params = params | moved
+        found = {"loss": total.mean_loss}
+        if not nested:
+            return params, found
+        new: State = {"params": params}
+        if counts:
+            new["round"] = state["round"] + 1
+        if server is not None:
+            new["server"] = kept or {}
+        return new, found
+
+    identity = identity_of(
+        planned,
+        clients,
+        config,
+        server_rule=server and server.name,
+        cohort=_name(cohort),
+        augment=_name(augment),
+        weights=None if weights is None else weights.tolist(),
+        lr_schedule=None if lr_schedule is None else [_name(lr_schedule), float(lr_schedule(0))],
+    )
+    return Algorithm(
+        init, play, (lambda state: state) if plain and not counts else _params, identity
+    )
+
+
+def _params(state: State) -> Params:
+    return state["params"]
+
+
+def _scaled(config: FedAvgConfig, lr_schedule: Callable[[int], float], t: int) -> float:
+    return check_step_size(f"client_lr * lr_schedule({t})", config.client_lr * lr_schedule(t))
+
+
+def _name(function: Callable | None) -> str | None:
+    """Name a function in a checkpoint's identity."""
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> ServerRule | None:
+    if rule is None or isinstance(rule, ServerRule):
+        server = rule
+    else:
+        use = "Use fedadam(0.01), a ServerRule, or a function (params, average, state)."
+        check_callable("server_rule", rule, use)
+        server = ServerRule(_name(rule), lambda params: None, rule)
+    if server is not None and config.server_lr != 1:
+        refuse("server_lr", config.server_lr, "the server rule has a step size of its own", "1.0")
+    return server
+
+
+def check_round(clients: ClientData, config: FedAvgConfig, rule: LocalStep) -> None:
+    """Refuse a federation, a configuration and a rule that do not go together."""
+    check_clients(clients)
+    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
+    check_step(rule)
+    if config.local_steps is not None:
+        check_period(rule, config.local_steps)
+    if config.cohort_size is not None and config.cohort_size > clients.num_clients:
+        raise ValueError(
+            f"Invalid cohort_size={config.cohort_size}: the federation has {clients.num_clients} "
+            f"clients. Use cohort_size <= {clients.num_clients}, or None for all."
+        )
+
+
+def plan_rounds(ready, config: FedAvgConfig, **how) -> Plan:
+    """Plan the rounds of a configuration."""
+    return plan(ready, local_steps=step_counts(config, ready.clients), **how)
+
+
+def step_counts(config: FedAvgConfig, clients: ClientData) -> list[int]:
+    """Return the numbers of local steps that clients may take."""
+    if config.local_steps is not None:  # of a million clients, no size is looked at
+        return [config.local_steps]
+    return sorted({config.steps_of(size) for size in np.unique(clients.sizes).tolist()})
+
+
+def identity_of(planned: Plan, clients: ClientData, config: FedAvgConfig, **more: object) -> dict:
+    """Return what tells a run of this plan from others."""
+    fields = {name: value for name, value in asdict(config).items() if name != "num_rounds"}
+    lower = planned.strategy.autocast
+    return fields | {
+        "step": planned.rule.name,
+        "autocast": lower and str(lower),
+        "loss": _name(planned.ready.loss),
+        "data": lambda: clients.digest,
+        "probe": lambda: probe(planned.ready, planned.rule),
+        **more,
+    }
+
+
+def draw_round(
+    clients: ClientData,
+    config: FedAvgConfig,
+    *,
+    rng: np.random.Generator,
+    more_steps: int = 0,
+    ids: Sequence[int] | Int[np.ndarray, " m"] | None = None,
+) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, "_ _"]]]:
+    """Draw a round's cohort, and the batches of each of its clients.
+
+    Args:
+        clients: the federation's data.
+        config: says how many clients, steps and examples.
+        rng: draws.
+        more_steps: batches of every client beside those of its local steps.
+        ids: the cohort, if it was drawn already.
+
+    Returns:
+        The clients' ids, and an array of positions, (local_steps, batch), for each.
+    """
+    size = config.cohort_size or clients.num_clients
+    if ids is not None:
+        cohort = check_indices("cohort", ids, clients.num_clients)
+        if not len(cohort):
+            refuse("cohort", ids, "no client takes part", "one client at least in every round")
+    elif size < clients.num_clients:
+        cohort = rng.choice(clients.num_clients, size, replace=False)
+    else:
+        cohort = np.arange(size)
+    full = cache(all_of)  # needs no random numbers
+    batches = []
+    for size in clients.sizes[cohort].tolist():
+        steps = more_steps + config.steps_of(size)
+        if config.batch_size is None or size <= config.batch_size:
+            batches.append(full(size, steps))
+        else:
+            batches.append(
+                draw_batches(size, local_steps=steps, batch_size=config.batch_size, rng=rng)
+            )
+    return cohort, batches
+
+
 def run_round(
     model: nn.Module,
     params: Params,
@@ -161,6 +380,7 @@ def run_round(
     rng: np.random.Generator,
     step: LocalStep = sgd,
     strategy: str | Strategy = "auto",
+    loss: Loss | None = None,
 ) -> tuple[Params, float]:
     """Run one round: draw a cohort, train it locally, average, step the server.
 
@@ -175,6 +395,7 @@ def run_round(
         rng: draws the cohort and the batches.
         step: the clients' rule; see ``run_fedavg``.
         strategy: how to run the cohort; see ``run_fedavg``.
+        loss: one loss per example; see ``run_fedavg``.
 
     Returns:
         The server's new parameters, and the cohort's mean loss, weighted as the average is.
@@ -184,108 +405,13 @@ def run_round(
             looked at once, and again only when something about them has changed.
     """
     check_rng(rng)
-    _check_round(clients, config, step)
-    ready = check_model(model, params, clients)
-    found = ready.verdict.found
-    ready.warned = found.get("warned", False)  # rounds come in loops
+    algorithm = _fedavg(
+        model, clients, config, rule=step, loss=loss, server_rule=None, cohort=None,
+        strategy=strategy, augment=None, weights=None, lr_schedule=None, params=params, once=True,
+    )  # fmt: skip
     with own_modes(clients.device):
-        played = _play(ready, params, clients, config, rng=rng, step=step, strategy=strategy)
-    found["warned"] = ready.warned
-    return played
-
-
-def _play(
-    ready: Ready,
-    params: Params,
-    clients: ClientData,
-    config: FedAvgConfig,
-    *,
-    rng: np.random.Generator,
-    step: LocalStep,
-    strategy: str | Strategy,
-) -> tuple[Params, float]:
-    """Run a round of what was checked."""
-    cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
-    strategy = _for_a_round(strategy, config, step)
-    return train_round(
-        ready, params, clients, cohort, batches, config, step=step, strategy=strategy
-    )
-
-
-def _for_a_round(strategy: str | Strategy, config: FedAvgConfig, step: LocalStep) -> str | Strategy:
-    automatic = isinstance(strategy, str) and strategy == "auto"
-    return "merged" if automatic and config.local_steps == 1 and step == sgd else strategy
-
-
-def draw_round(
-    clients: ClientData, config: FedAvgConfig, *, rng: np.random.Generator, local_steps: int
-) -> tuple[Int[np.ndarray, " m"], list[Int[np.ndarray, "_ _"]]]:
-    """Draw a round's cohort, and ``local_steps`` batches for each of its clients."""
-    size = config.cohort_size or clients.num_clients
-    if size < clients.num_clients:
-        cohort = rng.choice(clients.num_clients, size, replace=False)
-    else:
-        cohort = np.arange(size)
-    draw = partial(draw_batches, local_steps=local_steps, batch_size=config.batch_size, rng=rng)
-    full = cache(partial(all_of, local_steps=local_steps))  # needs no random numbers
-    batches = [
-        (full if config.batch_size is None or size <= config.batch_size else draw)(size)
-        for size in clients.sizes[cohort].tolist()
-    ]
-    return cohort, batches
-
-
-def train_round(
-    ready: Ready,
-    params: Params,
-    clients: ClientData,
-    cohort: Int[np.ndarray, " m"],
-    batches: Sequence[Int[np.ndarray, "_ _"]],
-    config: FedAvgConfig,
-    *,
-    step: LocalStep,
-    strategy: str | Strategy,
-    own: Params | None = None,
-    trainable: Collection[str] | None = None,
-) -> tuple[Params, float]:
-    """Train a cohort, average, step the server: a round after its draws.
-
-    ``ready`` is what ``check_model`` returned. ``own`` and ``trainable`` are those of
-    ``train_cohort``; the rest, and what is returned, are those of ``run_round``.
-    """
-    trainable = trainable_of(ready.model) if trainable is None else trainable
-    trainable = sorted(trainable)  # in one order on all ranks, whatever the collection
-    mine = distributed.shard(np.array([rows.size for rows in batches]))
-    if len(mine):
-        totals = train_cohort(
-            ready,
-            params,
-            clients,
-            cohort[mine],
-            [batches[i] for i in mine],
-            lr=config.client_lr,
-            step=step,
-            own=own and {name: rows[torch.as_tensor(mine)] for name, rows in own.items()},
-            trainable=trainable,
-            strategy=strategy,
-            then=partial(Trained.total, names=trainable),
-        )
-    else:  # more ranks than clients
-        alone = {name: p[None] for name, p in params.items()}
-        loss = next(iter(params.values())).new_zeros(1)
-        totals = [Trained(mine, alone, loss, np.zeros(1)).total(trainable)]
-    weight = float(clients.sizes[cohort].sum())
-    sums, loss = totals[0]
-    for other, other_loss in totals[1:]:
-        sums = {name: total.add_(other[name]) for name, total in sums.items()}
-        loss = loss + other_loss
-    *values, loss = distributed.all_sum([*sums.values(), loss])
-    average = {
-        name: (total / weight).to(params[name].dtype)
-        for name, total in zip(sums, values, strict=True)
-    }
-    before = {name: params[name] for name in average}
-    return params | server_step(before, average, server_lr=config.server_lr), float(loss) / weight
+        moved, found = algorithm.round(params, rng)
+    return moved, found["loss"]
 
 
 def run_fedavg(
@@ -300,6 +426,13 @@ def run_fedavg(
     progress: bool = True,
     step: LocalStep = sgd,
     strategy: str | Strategy = "auto",
+    loss: Loss | None = None,
+    server_rule: ServerRule | Callable | None = None,
+    cohort: CohortRule | None = None,
+    stop: Callable[[History], bool] | None = None,
+    augment: Augment | None = None,
+    weights: Real[np.ndarray, " m"] | None = None,
+    lr_schedule: Callable[[int], float] | None = None,
 ) -> FedAvgResult:
     """Train ``model`` on a federation by FedAvg, from the model's current parameters.
 
@@ -319,8 +452,9 @@ def run_fedavg(
         clients: the federation's data, with inputs of the model's dtype and device.
         config: the run's configuration.
         seed: keys all randomness of the run, at least 0.
-        metrics: maps the server's parameters, which it must not change, to numbers by name;
-            called in the evaluated rounds, with the same names each time.
+        metrics: maps the server's parameters, which it must not change, to numbers by name, or to
+            arrays with one number per client; called in the evaluated rounds, with the same names
+            each time.
         eval_every: evaluate after every so many rounds, and after the last. (A run that is carried
             further keeps the entry of its earlier end.)
         checkpoint: a file that holds the run. It is written before the first round, after rounds
@@ -331,8 +465,23 @@ def run_fedavg(
         progress: show a progress bar.
         step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``,
             ``per_fedavg(0.1)``, or your own.
-        strategy: how a cohort is run: a name in ``fedlib.engine.STRATEGIES`` or a ``Strategy``;
+        strategy: how a cohort is run: a name in ``fedlib.strategy.STRATEGIES`` or a ``Strategy``;
             "auto" chooses.
+        loss: ``(outputs, targets) -> losses``, one for each example; None for ``task_loss``. Then
+            outputs and targets may be of any shape with a row for each example, and the model may
+            return several in a tuple or dict. A loss that draws takes a third argument,
+            ``generator``, keyed by (seed, round, client, step).
+        server_rule: what the server does with the average: ``fedavgm()``, ``fedadam()``,
+            ``fedyogi()``, or a function ``(params, average, state) -> (params, state)``.
+        cohort: ``(rng, round_num) -> ids`` of the clients that take part, drawn by a generator
+            keyed by (seed, round): availability, or probabilities of your own. It takes the place
+            of ``cohort_size``, and may name a client several times.
+        stop: ``history -> bool``, asked after every evaluated round; True ends the run.
+        augment: ``(inputs, generator) -> inputs`` of a client's batch, with a generator as a
+            loss's.
+        weights: weight of each of the M clients in averages, positive; None takes numbers of
+            examples.
+        lr_schedule: ``round_num -> factor`` of ``client_lr``; rounds count from 0.
 
     Returns:
         Final parameters and history.
@@ -362,160 +511,30 @@ def run_fedavg(
     Reference:
         McMahan et al. (2017), Algorithm 1; Chapter 1.
     """
-    state, history = run_rounds(
-        lambda ready, params, rng: _play(
-            ready, params, clients, config, rng=rng, step=step, strategy=strategy
-        ),
+    algorithm = fedavg(
         model,
         clients,
         config,
+        rule=step,
+        loss=loss,
+        server_rule=server_rule,
+        cohort=cohort,
+        strategy=strategy,
+        augment=augment,
+        weights=weights,
+        lr_schedule=lr_schedule,
+    )
+    result = run_checked(
+        algorithm,
+        model,
+        num_rounds=config.num_rounds,
         seed=seed,
         metrics=metrics,
         eval_every=eval_every,
         checkpoint=checkpoint,
         progress=progress,
-        step=step,
-        strategy=strategy,
-        check=lambda ready: resolve_strategy(
-            _for_a_round(strategy, config, step),
-            ready,
-            step,
-            local_steps=config.local_steps,
-            trainable=trainable_of(model),
-        ),
+        stop=stop,
+        num_clients=len(clients),
+        device=clients.device,
     )
-    return FedAvgResult(state, history)
-
-
-def run_rounds(
-    play: Callable[[Ready, Params, np.random.Generator], tuple[Params, float]],
-    model: nn.Module,
-    clients: ClientData,
-    config: FedAvgConfig,
-    *,
-    seed: int,
-    metrics: Metrics | None,
-    eval_every: int,
-    checkpoint: str | Path | None,
-    progress: bool,
-    step: LocalStep,
-    strategy: str | Strategy,
-    check: Callable[[Ready], object],
-    start: Callable[[Params], Params] = dict,
-    **more: object,
-) -> tuple[Params, History]:
-    """Run the rounds of any algorithm: checks, loop, history, checkpoints.
-
-    Args:
-        play: ``(ready, state, rng) -> (state, loss)``, one round of the model that was found ready;
-            what it returns is new. A state holds the server's parameters, and whatever else the
-            algorithm keeps, by name.
-        model: as for ``run_fedavg``, and so are the others.
-        clients: the federation's data.
-        config: the run's configuration.
-        seed: keys all randomness of the run.
-        metrics: maps the server's parameters to numbers by name.
-        eval_every: evaluate after every so many rounds.
-        checkpoint: a file that holds the run.
-        progress: show a progress bar.
-        step: the clients' rule.
-        strategy: how a cohort is run.
-        check: looks at whether the model can be run so, before the first round.
-        start: ``params -> state``, the state before the first round.
-        **more: what else tells the run from others, JSON values.
-
-    Returns:
-        The state after the last round, and the history.
-
-    Raises:
-        TypeError, ValueError, OSError, FloatingPointError, RuntimeError: as ``run_fedavg``.
-    """
-    eval_every = check_positive_int("eval_every", eval_every)
-    seed = check_int("seed", seed, minimum=0)
-    progress = check_bool("progress", progress)
-    _check_round(clients, config, step)
-    if metrics is not None and not callable(metrics):
-        raise TypeError(
-            f"Invalid metrics of type {type(metrics).__name__}: not callable. "
-            "Use a function from the server's parameters to a dict of numbers by name."
-        )
-    params = params_of(model)
-    ready = check_model(model, params, clients)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("Invalid model: no parameter is trainable. Use requires_grad_(True).")
-    check(ready)
-    with own_modes(clients.device):
-        state = RunState(0, start(params), [])
-    rank, num_ranks = distributed.rank()
-    if checkpoint is not None or num_ranks > 1:
-        lower = None if isinstance(strategy, str) else strategy.autocast
-        how = dict(step=step.name, autocast=lower and str(lower))
-        identity = run_identity(asdict(config), seed, model, clients, **how, **more)
-        rest = dict(num_rounds=config.num_rounds, eval_every=eval_every)
-        distributed.check_same(identity | rest)
-    if rank > 0:
-        checkpoint = None
-    if checkpoint is not None:
-        checkpoint = Checkpoint(checkpoint, identity | {"probe": probe(ready, step)})
-        state = checkpoint.load(device=clients.device) or state
-        first, ends = state.round_num, [entry["round_num"] for entry in state.entries]
-        least = first if first in ends else first + 1
-        if config.num_rounds < least:
-            raise ValueError(
-                f"Invalid num_rounds={config.num_rounds}: checkpoint {checkpoint.path} is at round "
-                f"{first}. Use num_rounds >= {least}, or another path."
-            )
-        if first < config.num_rounds:  # shows before the first round that it can be written
-            checkpoint.save(state)
-    state = RunState(*distributed.from_first(tuple(state), device=clients.device))
-
-    try:
-        rounds = range(state.round_num, config.num_rounds)
-        for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
-            rng, entries = np.random.default_rng([seed, t]), state.entries
-            with own_modes(clients.device):
-                played, loss = play(ready, state.params, rng)
-            if not np.isfinite(loss) or not all(bool(p.isfinite().all()) for p in played.values()):
-                raise FloatingPointError(
-                    f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
-                    f"Use a client_lr smaller than {config.client_lr}."
-                )
-            if (t + 1) % eval_every == 0 or t + 1 == config.num_rounds:
-                server = {name: played[name] for name in params}
-                measured = _measure(metrics, server, entries) if rank == 0 else {}
-                measured = distributed.from_first(measured)
-                entries = [*entries, {"round_num": t + 1, "loss": loss, "metrics": measured}]
-            state = RunState(t + 1, played, entries)  # at once: an interrupt finds a whole state
-            if checkpoint is not None:
-                checkpoint.save_if_due(state)
-    finally:
-        if checkpoint is not None and checkpoint.saved < state.round_num:
-            checkpoint.save(state)
-    return state.params, History.of(state.entries)
-
-
-def _measure(metrics: Metrics | None, params: Params, entries: list[dict]) -> dict[str, float]:
-    measured = {} if metrics is None else metrics(params)
-    try:
-        measured = {"" + name: float(value) for name, value in measured.items()}
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise TypeError(
-            f"Invalid metrics: they returned {measured!r}. Return a dict of numbers by name."
-        ) from error
-    if entries and entries[-1]["metrics"].keys() != measured.keys():
-        raise ValueError(
-            f"Invalid metrics: {sorted(measured)} now, {sorted(entries[-1]['metrics'])} "
-            "before. Return the same names in every round, and after resuming."
-        )
-    return measured
-
-
-def _check_round(clients: ClientData, config: FedAvgConfig, step: LocalStep) -> None:
-    check_clients(clients)
-    check_type("config", config, FedAvgConfig, "Use FedAvgConfig(num_rounds=..., ...).")
-    check_period(check_step(step), config.local_steps)
-    if config.cohort_size is not None and config.cohort_size > clients.num_clients:
-        raise ValueError(
-            f"Invalid cohort_size={config.cohort_size}: the federation has {clients.num_clients} "
-            f"clients. Use cohort_size <= {clients.num_clients}, or None for all."
-        )
+    return FedAvgResult(result.params, result.history)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from fedlib._checks import check_in, check_int, check_positive_int, check_step_size
 from fedlib.batches import all_of, draw_batches
 from fedlib.clients import ClientData
-from fedlib.engine import STRATEGIES, Strategy, Trained, train_cohort
+from fedlib.cohort import plan
+from fedlib.losses import Loss
 from fedlib.models import BodyHead, Params
-from fedlib.validate import Ready, Replica, check_model, own_modes, untouched
+from fedlib.strategy import STRATEGIES, Strategy
+from fedlib.validate import FunctionalCopy, Ready, check_model, own_modes, untouched
 
 _CHUNK = 2000  # examples in one forward pass of the body
 
@@ -29,6 +31,7 @@ def fine_tune(
     part: str = "all",
     seed: int,
     strategy: str | Strategy = "auto",
+    loss: Loss | None = None,
 ) -> list[Params]:
     """Fine-tune the same parameters on every client separately, by SGD.
 
@@ -47,6 +50,7 @@ def fine_tune(
         strategy: how clients are run side by side; see ``run_fedavg``; they are never merged. If
             only the head of a ``BodyHead`` moves, what the body returns is computed once, and the
             heads are run as a net of their own.
+        loss: ``(outputs, targets) -> one loss per example``; see ``run_fedavg``.
 
     Returns:
         One set of parameters per client; tensors that do not move are shared with ``params``.
@@ -90,7 +94,7 @@ def fine_tune(
             "Invalid strategy: it merges clients, but fine-tuned clients stay apart. "
             'Use strategy="auto".'
         )
-    ready = check_model(model, params, clients)
+    ready = check_model(model, params, clients, loss)
     named = [name for name in params if part == "all" or name.startswith(f"{part}.")]
     if not named:
         raise ValueError(
@@ -117,17 +121,23 @@ def fine_tune(
         else draw(size, rng=np.random.default_rng([seed, i]))
         for i, size in enumerate(clients.sizes.tolist())
     ]
-    everyone, how = np.arange(clients.num_clients), dict(lr=lr, strategy=strategy)
     heads = _heads_alone(ready, strategy) if part == "head" else None
-    if heads is None:
-        stacks = train_cohort(ready, params, clients, everyone, batches, trainable=trainable, **how)
+    if heads is not None:  # a body that stays gives the same every time
+        ready, names = heads, [name.removeprefix("head.") for name in trainable]
     else:
-        stacks = _train_heads(heads, everyone, batches, trainable, how)
+        names = trainable
+    planned = plan(ready, trainable=names, strategy=strategy, local_steps=[steps])
+    key = seed if planned.draws else None
+    everyone = np.arange(clients.num_clients)
     personal: list[Params] = [params] * clients.num_clients
-    for stack in stacks:
-        for row, client in enumerate(stack.places):
+    with own_modes(clients.device):
+        jobs = planned.train_here(ready.clients, ready.params, everyone, batches, lr=lr, key=key)
+    for places, job in jobs:
+        for row, client in enumerate(places):
             # Copied: whoever keeps or saves one client's shall not keep all of its job's.
-            moved = {name: stack.params[name][row].clone() for name in trainable}
+            moved = {
+                n: job.params[own][row].clone() for n, own in zip(trainable, names, strict=True)
+            }
             if not all(bool(p.isfinite().all()) for p in moved.values()):
                 raise FloatingPointError(
                     f"Fine-tuning diverged on client {client}. Use an lr smaller than {lr}."
@@ -167,25 +177,10 @@ def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
         # A head may use more than what the body returns.
         x = clients.inputs[:2].clone()
         try:
-            apart = Replica(model.head, spare=True)(head, inputs[:2])
+            apart = FunctionalCopy(model.head, spare=True)(head, inputs[:2])
         except Exception:
             return None
         if not torch.allclose(apart, replica(ready.params, x), rtol=1e-3, atol=1e-5):
             return None
     featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)
-    return check_model(model.head, head, featured)
-
-
-def _train_heads(
-    ready: Ready,
-    cohort: np.ndarray,
-    batches: list[np.ndarray],
-    trainable: list[str],
-    how: dict,
-) -> list[Trained]:
-    """Train heads on what the body returned once: a body that stays gives the same every time."""
-    names = [name.removeprefix("head.") for name in trainable]
-    trained = train_cohort(
-        ready, ready.params, ready.clients, cohort, batches, trainable=names, **how
-    )
-    return [t._replace(params={f"head.{n}": p for n, p in t.params.items()}) for t in trained]
+    return check_model(model.head, head, featured, ready.loss)

@@ -3,14 +3,13 @@
 __all__ = [
     "LocalResult",
     "check_batches",
-    "example_losses",
     "local_sgd",
-    "run_steps",
-    "take_steps",
-    "task_loss",
+    "local_update",
+    "sgd_loop",
 ]
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_names, check_step_size, check_tensor, check_type
 from fedlib.clients import ClientData
-from fedlib.losses import example_losses, task_loss
+from fedlib.losses import batch_loss
 from fedlib.models import Params
-from fedlib.steps import LocalStep, sgd
+from fedlib.rules import LocalStep, sgd
 from fedlib.validate import (
     check_model,
     check_period,
@@ -95,17 +94,16 @@ def local_sgd(
     ready.check_trainable(sorted(check_names("trainable", trainable)))
     check_rule(step, {name: params[name] for name in params if name in trainable})
     check_period(step, len(batches))
-    replica = ready.replica()
-
-    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return task_loss(replica(params, x), y)
+    names = [name for name in params if name in trainable]
 
     with own_modes(inputs.device):
         full = batches.strides[0] == 0  # one row's memory for all steps: one batch for all
         rows = torch.tensor(batches[:1] if full else batches, device=inputs.device)
-        pairs = ((inputs.index_select(0, row), targets.index_select(0, row)) for row in rows)
+        pairs = ((inputs.index_select(0, row), targets.index_select(0, row), None) for row in rows)
         pairs = list(pairs) * len(batches) if full else pairs
-        return run_steps(loss, params, pairs, lr=lr, step=step, trainable=trainable)
+        loss = partial(batch_loss, ready.replica(), None)
+        moved, mean = local_update(loss, params, pairs, lr=lr, rule=step, trainable=names)
+    return LocalResult(params | moved, mean)
 
 
 def check_batches(batches: np.ndarray, size: int) -> np.ndarray:
@@ -124,20 +122,20 @@ def check_batches(batches: np.ndarray, size: int) -> np.ndarray:
     return batches.astype(np.int64, copy=False)
 
 
-def take_steps(
+def sgd_loop(
     loss: Callable[..., Tensor],
-    step: LocalStep,
+    rule: LocalStep,
     lr: float,
     params: Params,
     leaves: Params,
     state: object,
-    batches: Iterable[Sequence[Tensor | None]],
+    batches: Iterable[Sequence],
 ) -> tuple[Params, object, list[Tensor]]:
     """Take one step per batch: gradients of the leaves, then the rule.
 
     Args:
         loss: ``(params, *batch) -> losses``, a scalar or one loss per client of a stack.
-        step: the rule.
+        rule: what a step does with gradients.
         lr: step size α.
         params: all parameters; where ``leaves`` has the same name, the leaf counts.
         leaves: the parameters that move; their tensors are set to need gradients.
@@ -147,31 +145,31 @@ def take_steps(
     Returns:
         New leaves, new state, and each step's losses before it.
     """
-    met = []
+    losses = []
     for batch in batches:
         for p in leaves.values():
             p.requires_grad_()
-        losses = loss(params | leaves, *batch)
+        values = loss(params | leaves, *batch)
         # A client's loss depends on its own parameters only: the gradient of the sum serves all.
-        total = losses.sum() if losses.ndim else losses
+        total = values.sum() if values.ndim else values
         grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         with torch.no_grad():
-            moved, state = step.update(list(leaves.values()), list(grads), state, lr)
+            moved, state = rule.update(list(leaves.values()), list(grads), state, lr)
         leaves = dict(zip(leaves, moved, strict=True))
-        met.append(losses.detach())
-    return leaves, state, met
+        losses.append(values.detach())
+    return leaves, state, losses
 
 
-def run_steps(
+def local_update(
     loss: Callable[..., Tensor],
     params: Params,
-    batches: Iterable[Sequence[Tensor | None]],
+    batches: Iterable[Sequence],
     *,
     lr: float,
-    step: LocalStep,
-    trainable: Collection[str],
+    rule: LocalStep,
+    trainable: Sequence[str],
     extra: list[Tensor] | None = None,
-    take: Callable[..., tuple[Params, object, list[Tensor]]] = take_steps,
+    loop: Callable[..., tuple[Params, object, list[Tensor]]] = sgd_loop,
 ) -> LocalResult:
     """Run the local steps of one client, or of a stack of clients: what every strategy does.
 
@@ -180,22 +178,22 @@ def run_steps(
         params: where the steps start.
         batches: arguments of ``loss``, step by step.
         lr: step size α.
-        step: the rule.
-        trainable: names of the parameters that move.
+        rule: what a step does with gradients.
+        trainable: names of the parameters that move, in the order of ``params``.
         extra: passed to the rule's ``init``.
-        take: how the steps are computed; see ``take_steps``.
+        loop: how the steps are computed; see ``sgd_loop``.
 
     Returns:
-        Parameters after the last step, and the mean of the losses over the steps.
+        The parameters that moved, and the mean of the losses over the steps.
     """
-    leaves = {name: p.detach() for name, p in params.items() if name in trainable}
+    leaves = {name: params[name].detach() for name in trainable}
     start = list(leaves.values())
     versions = [p._version for p in start]
-    state = step.init(start, extra)
+    state = rule.init(start, extra)
     # A list holds one batch for all steps, which a step must not change for those after it.
     first = batches[0][0] if isinstance(batches, list) else None
     version = None if first is None else first._version
-    leaves, _, losses = take(loss, step, lr, params, leaves, state, batches)
+    leaves, _, losses = loop(loss, rule, lr, params, leaves, state, batches)
     if first is not None and first._version != version:
         raise ValueError(
             "Invalid model: it writes into some of its inputs, though not into the first two "
@@ -203,8 +201,7 @@ def run_steps(
         )
     if [p._version for p in start] != versions:
         raise ValueError(
-            f"Invalid step {step.name}: it writes into the parameters that it is given, which are "
+            f"Invalid step {rule.name}: it writes into the parameters that it is given, which are "
             "the server's. Return new tensors: p - lr * g, not p.sub_(lr * g)."
         )
-    moved = {name: p.detach() for name, p in leaves.items()}
-    return LocalResult(params | moved, torch.stack(losses).mean(0))
+    return LocalResult({n: p.detach() for n, p in leaves.items()}, torch.stack(losses).mean(0))

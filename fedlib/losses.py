@@ -1,11 +1,24 @@
-"""The loss of a batch: cross-entropy for labels, half squared error for reals."""
+"""The loss of a batch: cross-entropy for labels, half squared error for reals, or your own."""
 
-__all__ = ["example_losses", "task_loss"]
+__all__ = ["Loss", "batch_loss", "example_losses", "losses_by", "stacked_losses", "task_loss"]
 
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
-from fedlib._checks import check_type
+from fedlib._checks import check_type, shown
+from fedlib.keys import takes_generator
+from fedlib.models import Params
+
+Loss = Callable[..., Tensor]
+"""``(outputs, targets) -> losses``: what a model returns for n examples, and their targets, to one
+number for each, shape (n,). An example's loss may not depend on the others. A loss that draws takes
+a third argument, ``generator``: a ``torch.Generator`` on the CPU, its own for each client and
+step."""
 
 # Torch leaves out labels of -100, its default, without a word. This one nobody has.
 _NO_LABEL = -(2**61)
@@ -30,10 +43,7 @@ def task_loss(outputs: Float[Tensor, "n *c"], targets: Shaped[Tensor, " n"]) -> 
         >>> task_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor(2.5000)
     """
-    _check_fit(outputs, targets)
-    if targets.is_floating_point():
-        return 0.5 * (outputs - targets).square().mean()
-    return _cross_entropy(outputs, targets, "mean")
+    return _task_losses(outputs, targets, "mean")
 
 
 def example_losses(
@@ -46,13 +56,91 @@ def example_losses(
         >>> example_losses(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         tensor([0.5000, 4.5000])
     """
-    _check_fit(outputs, targets)
-    if targets.is_floating_point():
-        return 0.5 * (outputs - targets).square()
-    return _cross_entropy(outputs, targets, "none")
+    return _task_losses(outputs, targets, "none")
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+def losses_by(
+    loss: Loss | None, outputs: object, targets: Tensor, generator: Generator | None = None
+) -> Float[Tensor, " n"]:
+    """Return the loss of each example, by a loss of one's own, or None for the library's.
+
+    Raises:
+        ValueError: if the loss returns anything but one number per example.
+    """
+    if loss is None:
+        return _task_losses(outputs, targets, "none")
+    draws = {} if generator is None else {"generator": generator}
+    losses = loss(outputs, targets, **draws)
+    n = len(targets)
+    if not isinstance(losses, Tensor) or losses.shape != (n,) or not losses.is_floating_point():
+        raise ValueError(
+            f"Invalid loss: for {n} examples it returns {shown(losses)}. Return one real number "
+            f'per example, shape ({n},): reduction="none", and the mean over all other axes.'
+        )
+    return losses
+
+
+def batch_loss(
+    call: Callable[[Params, Tensor], object],
+    loss: Loss | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+    generators: Sequence[Generator] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the loss of one client's batch, or of merged clients', weighted by ``shares``."""
+    outputs = call(params, x)
+    if loss is None and shares is None:
+        return _task_losses(outputs, y, "mean")
+    losses = losses_by(loss, outputs, y, generators[0] if _draws(loss) else None)
+    return losses.mean() if shares is None else losses @ shares.to(losses.dtype)
+
+
+def stacked_losses(
+    call: Callable[[Params, Tensor], object],
+    loss: Loss | None,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor | None,
+    generators: Sequence[Generator] | None = None,
+) -> Float[Tensor, " k"]:
+    """Return the losses of k clients' batches; all that is given has a leading axis of clients."""
+    outputs = call(params, x)
+    if _draws(loss):
+        own = [tree_map(lambda out, i=i: out[i], outputs) for i in range(len(y))]
+        losses = torch.stack(
+            [losses_by(loss, *each) for each in zip(own, y, generators, strict=True)]
+        )
+    else:  # the axis of clients goes into that of examples
+        flat = tree_map(lambda out: out.flatten(0, 1), outputs)
+        losses = losses_by(loss, flat, y.flatten(0, 1)).view(y.shape[:2])
+    return losses.mean(1) if shares is None else (losses * shares.to(losses.dtype)).sum(1)
+
+
+def _draws(loss: Loss | None) -> bool:
+    return loss is not None and takes_generator(loss)
+
+
+def _task_losses(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    # Called for every batch: one condition, and what is wrong is found out only if something is.
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        _refuse(outputs, targets)
+    real = targets.is_floating_point()
+    fits = outputs.shape == targets.shape if real else outputs.shape[:-1] == targets.shape
+    if not (
+        fits
+        and targets.ndim == 1
+        and len(targets)
+        and outputs.ndim == 2 - real
+        and outputs.is_floating_point()
+        and not targets.is_complex()
+    ):
+        _refuse(outputs, targets)
+    if real:
+        squares = (outputs - targets).square()
+        return 0.5 * (squares.mean() if reduction == "mean" else squares)
     try:
         return nn.functional.cross_entropy(
             outputs, targets.long(), reduction=reduction, ignore_index=_NO_LABEL
@@ -65,7 +153,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         ) from error
 
 
-def _check_fit(outputs: Tensor, targets: Tensor) -> None:
+def _refuse(outputs: object, targets: object) -> NoReturn:
     check_type("outputs", outputs, Tensor, "Use what a model returns.")
     check_type("targets", targets, Tensor, "Use torch.as_tensor(targets).")
     real = targets.is_floating_point()
@@ -73,9 +161,6 @@ def _check_fit(outputs: Tensor, targets: Tensor) -> None:
         wrong = "targets" if targets.is_complex() else "outputs"
         dtype = targets.dtype if targets.is_complex() else outputs.dtype
         raise TypeError(f"Invalid {wrong} of type {dtype}: no loss is defined. Use real numbers.")
-    fits = outputs.shape == targets.shape if real else outputs.shape[:-1] == targets.shape
-    if targets.ndim == 1 and len(targets) and outputs.ndim == 2 - real and fits:
-        return
     needed = (
         "real targets need one number per example, outputs of their shape (n,). Squeeze the last "
         "dimension, as LinearNet does."

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from fedlib._checks import (
     check_bool,
@@ -307,6 +305,9 @@ def _balanced_orders(held: Sequence[np.ndarray], rng: np.random.Generator) -> np
     Give each class one seat for every C clients that hold it. Clients and seats then form a
     C-regular bipartite graph, which splits into C perfect matchings (König): one for each number.
     """
+    from scipy.sparse import csr_array  # half a second to load
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     sizes = {len(classes) for classes in held} or {0}
     if sizes == {0}:
         raise ValueError("Invalid balanced=True: no client holds a class. Use parts with examples.")

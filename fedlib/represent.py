@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
-from scipy.special import entr
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_bool, check_int, check_positive, check_positive_int
 from fedlib.clients import as_numbers
 from fedlib.models import Params
-from fedlib.validate import Replica, check_body, check_params, own_modes
+from fedlib.validate import FunctionalCopy, check_body, check_params, own_modes
 
 
 def features(
@@ -67,7 +66,7 @@ def features(
     if not isinstance(getattr(model, "body", None), nn.Module):
         raise ValueError("Invalid model: it has no body. Use a model such as BodyHead(body, head).")
     with own_modes(torch.device("cpu")):
-        replica = Replica(model)
+        replica = FunctionalCopy(model)
     body = replica.model.body.eval()
     if layer is not None:
         if not isinstance(body, nn.Sequential):
@@ -328,6 +327,8 @@ def effective_rank(features: Real[Tensor | np.ndarray, "n k"]) -> float:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality", 2007 (there
         of a matrix that is not centred); Chapter 13.
     """
+    from scipy.special import entr  # half a second to load
+
     centred = _centred("features", features)
     values = np.linalg.svd(centred, compute_uv=False)
     rank = np.exp(entr(values / values.sum()).sum())

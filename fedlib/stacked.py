@@ -4,6 +4,7 @@ __all__ = ["stacked_call"]
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 from fedlib.models import BodyHead, LinearNet, Params
 
 
-def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
+def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Any:
     """Call a module for k clients at once: ``outputs[i] = module_i(inputs[i])``.
 
     A fully connected layer becomes one batched matrix product, a pointwise layer is called as it
@@ -27,7 +28,7 @@ def stacked_call(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
         inputs: one batch per client, shape (k, b, ...).
 
     Returns:
-        Outputs, shape (k, b, ...).
+        Outputs, shape (k, b, ...); what a module returns in a tuple or dict, each so.
 
     Example:
         >>> layer = nn.Linear(3, 2)

@@ -7,8 +7,8 @@ model and its data, until the model's code, hooks, mode or parts are others.
 """
 
 __all__ = [
+    "FunctionalCopy",
     "Ready",
-    "Replica",
     "check_body",
     "check_clients",
     "check_model",
@@ -16,6 +16,7 @@ __all__ = [
     "check_period",
     "check_rule",
     "check_step",
+    "check_targets",
     "own_modes",
     "probe",
     "same_probe",
@@ -30,6 +31,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fedlib._checks import (
     check_callable,
@@ -45,12 +47,14 @@ from fedlib._checks import (
     check_positive_int,
     check_type,
     refuse,
+    shown,
 )
 from fedlib.clients import ClientData
-from fedlib.losses import example_losses
+from fedlib.keys import generator_of, takes_generator
+from fedlib.losses import Loss, losses_by
 from fedlib.models import Params
+from fedlib.rules import LocalStep
 from fedlib.stacked import stacked_call
-from fedlib.steps import LocalStep
 
 _MODEL = "Use a torch.nn.Module, such as MLP((1, 8, 8), 10)."
 
@@ -171,7 +175,7 @@ def untouched(inputs: Tensor) -> Iterator[None]:
             inputs.copy_(kept)
 
 
-class Replica:
+class FunctionalCopy:
     """A private copy of a module, which is called with other parameters than its own.
 
     What ``torch.func.functional_call`` does, without setting everything back after each call: that
@@ -192,9 +196,11 @@ class Replica:
             if known != name:
                 self.others[name] = known
 
-    def __call__(self, params: Params, inputs: Tensor) -> object:
+    def __call__(self, params: Params, inputs: Tensor) -> Any:
         """Return what the module makes of a batch of inputs."""
-        return self.loaded(params)(inputs.clone() if self.spare else inputs)
+        for holder, key, name in self.holders:  # as ``loaded``, one call less for every batch
+            holder[key] = params[name]
+        return self.model(inputs.clone() if self.spare else inputs)
 
     def loaded(self, params: Params) -> nn.Module:
         """Return the copy, with these parameters in it."""
@@ -202,7 +208,7 @@ class Replica:
             holder[key] = params[name]
         return self.model
 
-    def stacked(self, params: Params, inputs: Tensor) -> Tensor:
+    def stacked(self, params: Params, inputs: Tensor) -> Any:
         """Return the outputs of k clients, as ``stacked_call``."""
         if self.others:
             params = params | {name: params[known] for name, known in self.others.items()}
@@ -273,20 +279,26 @@ class Ready:
         model: the user's; read, never called.
         params: what it was checked with.
         clients: the data that it was checked with.
-        warned: whether the user was told how its clients run.
+        loss: one loss per example, or None for the library's.
+        told: whether the user was told how its clients run.
     """
 
     def __init__(
-        self, model: nn.Module, params: Params, clients: ClientData, verdict: _Verdict
+        self,
+        model: nn.Module,
+        params: Params,
+        clients: ClientData,
+        verdict: _Verdict,
+        loss: Loss | None = None,
     ) -> None:
-        self.model, self.params, self.clients = model, params, clients
-        self.verdict, self.warned, self._here = verdict, False, threading.local()
+        self.model, self.params, self.clients, self.loss = model, params, clients, loss
+        self.verdict, self.told, self._here = verdict, False, threading.local()
 
-    def fresh(self) -> Replica:
+    def fresh(self) -> FunctionalCopy:
         """Return a private copy for a trial, which leaves nothing behind in that of a run."""
-        return Replica(self.model, spare=self.verdict.spare)
+        return FunctionalCopy(self.model, spare=self.verdict.spare)
 
-    def replica(self) -> Replica:
+    def replica(self) -> FunctionalCopy:
         """Return this thread's private copy."""
         if not hasattr(self._here, "replica"):
             self._here.replica = self.fresh()
@@ -328,7 +340,7 @@ class Ready:
         x, y = _examples(self.clients)
         replica = self.fresh()
         try:
-            losses, grads = _losses_and_grads(replica, self.params, names, x, y)
+            losses, grads = _losses_and_grads(replica, self.params, names, x, y, self.loss)
         except Exception as error:
             raise ValueError(
                 f"Invalid model: its gradient cannot be had ({_reason(error)}). Train parameters "
@@ -342,7 +354,8 @@ class Ready:
                 "parameters."
             )
         twice, four = (
-            _losses_and_grads(replica, self.params, names, *_repeated(x, y, n))[1] for n in (2, 4)
+            _losses_and_grads(replica, self.params, names, *_repeated(x, y, n), self.loss)[1]
+            for n in (2, 4)
         )
         for name, *each in zip(names, grads, twice, four, strict=True):
             if not all(bool(g.isfinite().all()) for g in each):
@@ -351,6 +364,8 @@ class Ready:
                     "overflows, or there is none, as of a root at 0. Scale the inputs, or start "
                     "from other parameters."
                 )
+        if self.loss is not None and takes_generator(self.loss):
+            return  # other numbers for each example
         for name, g2, g4 in zip(names, twice, four, strict=True):
             if not _near(g4, 2 * g2, float(g2.abs().max()) if g2.numel() else 0.0):
                 raise ValueError(
@@ -376,13 +391,15 @@ class Ready:
         batches = [(x, y), (x.flip(0), y.flip(0))]
         replica = self.fresh()
         alone = [
-            _losses_and_grads(replica, p, names, *batch)[1]
+            _losses_and_grads(replica, p, names, *batch, self.loss)[1]
             for p, batch in zip(both, batches, strict=True)
         ]
         stack = {n: torch.stack([p[n] for p in both]) for n in self.params}
         xs, ys = (torch.stack(values) for values in zip(*batches, strict=True))
         try:
-            _, grads = _losses_and_grads(replica.stacked, stack, names, xs, ys)
+            _, grads = _losses_and_grads(
+                replica.stacked, stack, names, xs, ys, self.loss, stacked=True
+            )
         except Exception as error:
             return f"its layers cannot be stacked ({_reason(error)})"
         largest = max((float(g.abs().max()) for own in alone for g in own if g.numel()), default=0)
@@ -398,7 +415,7 @@ def _examples(clients: ClientData) -> tuple[Tensor, Tensor]:
 
 
 def _repeated(x: Tensor, y: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    return x[:1].repeat(times, *[1] * (x.ndim - 1)), y[:1].repeat(times)
+    return tuple(t[:1].repeat(times, *[1] * (t.ndim - 1)) for t in (x, y))
 
 
 def _losses_and_grads(
@@ -407,14 +424,25 @@ def _losses_and_grads(
     names: Sequence[str],
     x: Tensor,
     y: Tensor,
+    loss: Loss | None,
+    *,
+    stacked: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     leaves = {name: params[name].detach().clone().requires_grad_() for name in names}
     outputs = call(params | leaves, x.clone())
-    if y.ndim > 1:  # a stack: the axis of clients goes into that of examples
-        outputs, y = outputs.flatten(0, 1), y.flatten()
-    losses = example_losses(outputs, y)
+    if stacked:
+        each = [(tree_map(lambda out, i=i: out[i], outputs), y[i]) for i in range(len(y))]
+        losses = torch.cat([_losses(loss, *own) for own in each])
+    else:
+        losses = _losses(loss, outputs, y)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
     return losses.detach(), [g.to_dense() if g.is_sparse else g for g in grads]
+
+
+def _losses(loss: Loss | None, outputs: object, targets: Tensor) -> Tensor:
+    """Return the losses of a trial; one that draws is given the same numbers in each."""
+    draws = loss is not None and takes_generator(loss)
+    return losses_by(loss, outputs, targets, generator_of([0]) if draws else None)
 
 
 def _near(found: Tensor, expected: Tensor, scale: float) -> bool:
@@ -439,8 +467,16 @@ def _waves(like: Tensor, phase: int) -> Tensor:
     return angles.cos_().to(like.dtype).to(like.device).view(like.shape)
 
 
-def check_model(model: nn.Module, params: Params, clients: ClientData) -> Ready:
+def check_model(
+    model: nn.Module, params: Params, clients: ClientData, loss: Loss | None = None
+) -> Ready:
     """Refuse parameters or data that do not fit a model, or a model that is not a pure function.
+
+    Args:
+        model: any module.
+        params: its parameters.
+        clients: the data.
+        loss: one loss per example from outputs and targets; None for the library's.
 
     Returns:
         The model, ready to be called.
@@ -453,19 +489,21 @@ def check_model(model: nn.Module, params: Params, clients: ClientData) -> Ready:
     """
     check_params(model, params)
     check_clients(clients)
-    key = _fingerprint(model, params, clients)
+    if loss is not None:
+        check_callable("loss", loss, "Use a function (outputs, targets) -> one loss per example.")
+    key = (*_fingerprint(model, params, clients), None if loss is None else _mark(loss))
     broken = [n for n, p in params.items() if not (p.is_meta or bool(p.isfinite().all()))]
     with _lock:
         verdicts = _verdicts.setdefault(model, {})
         if key not in verdicts:
             with own_modes(clients.device, grad=False), _silent():
-                verdict = _judge(model, params, clients, broken)
+                verdict = _judge(model, params, clients, broken, loss)
             if len(verdicts) >= _KEPT:
                 verdicts.clear()
             verdicts[key] = verdict
     if broken:
         _refuse_broken(broken)
-    return Ready(model, params, clients, verdicts[key])
+    return Ready(model, params, clients, verdicts[key], loss)
 
 
 def _refuse_broken(names: Sequence[str]) -> None:
@@ -550,7 +588,11 @@ def _addresses(model: nn.Module) -> dict[int, str]:
 
 
 def _judge(
-    model: nn.Module, params: Params, clients: ClientData, broken: Sequence[str]
+    model: nn.Module,
+    params: Params,
+    clients: ClientData,
+    broken: Sequence[str],
+    loss: Loss | None = None,
 ) -> _Verdict:
     for module in model.modules():
         if module._backward_hooks or module._backward_pre_hooks:
@@ -564,12 +606,19 @@ def _judge(
             "gradient can be taken. Build them outside it."
         )
     labels = clients.targets
-    if labels._version and not labels.is_floating_point() and int(labels.min()) < 0:
+    if loss is None:
+        check_targets(labels)
+    if (
+        labels._version
+        and labels.ndim == 1
+        and not labels.is_floating_point()
+        and int(labels.min()) < 0
+    ):
         raise ValueError(
             f"Invalid clients: the least label is {int(labels.min())}, written after the "
             "federation was built. Use labels from 0 on."
         )
-    verdict, replica = _Verdict(), Replica(model)
+    verdict, replica = _Verdict(), FunctionalCopy(model)
     x, start = clients.inputs[:2].clone(), {name: p.clone() for name, p in params.items()}
     given, buffers = dict(start), {n: b.clone() for n, b in replica.model.named_buffers()}
     generators = _generators(x.device)
@@ -600,32 +649,63 @@ def _judge(
             f"Invalid model: calling it writes into its parameter {changed[0]}, as "
             "Embedding(max_norm=...) does. Leave max_norm out."
         )
-    _check_outputs(outputs, len(x), clients)
+    _check_outputs(outputs, x, clients, loss)
     verdict.pads = watch.pads
     # Inputs that the module writes into, a view of the user's data perhaps, are copied from now on.
     verdict.spare = x._version != version or not _same(x, clients.inputs[:2])
     replica.spare = verdict.spare
     x = clients.inputs[:2]
-    if bool(outputs.isnan().any()):
+    if bool(_joined(outputs).isnan().any()):
         raise ValueError(
             "Invalid model: its parameters and inputs are finite, but its outputs are NaN: they "
             "overflow on the way. Scale the inputs, or start from smaller parameters."
         )
 
     def call(batch: Tensor) -> Tensor:
-        return replica(dict(start), batch.clone())
+        return _joined(replica(dict(start), batch.clone()))
 
     _check_pure(call, clients.inputs)
     try:
-        alone = call(x[:1])
+        alone = replica(dict(start), x[:1].clone())
     except Exception as error:
         raise ValueError(
             f"Invalid model: it cannot take one example alone ({_reason(error)}), but a client or "
             "a last batch may have one only. Use GroupNorm instead of batch normalisation, or call "
             "model.eval()."
         ) from error
-    _check_outputs(alone, 1, clients)
+    _check_outputs(alone, x[:1], clients, loss)
     return verdict
+
+
+def _joined(outputs: object) -> Tensor:
+    """Return outputs, several perhaps, in one tensor with a row for each example."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tree_leaves(outputs)], dim=1)
+
+
+def check_targets(targets: Tensor) -> None:
+    """Refuse targets that the library's own losses cannot read: anything but one per example.
+
+    Raises:
+        ValueError: if they are of another shape.
+    """
+    if targets.ndim != 1:
+        raise ValueError(
+            f"Invalid targets of shape {tuple(targets.shape)}: must be one per example. "
+            f"Use {_one_per_example(targets)}, or a loss= of your own."
+        )
+
+
+def _one_per_example(targets: Tensor) -> str:
+    """Say what makes one target per example of targets of another shape."""
+    if targets.shape[1:].numel() == 1:
+        return "targets.flatten()"
+    if targets.ndim == 2 and bool(((targets == 0) | (targets == 1)).all()):
+        if bool((targets.sum(1) == 1).all()):
+            return "targets.argmax(1)"
+        return "one label per example: of several, argmax would drop all but one"
+    return "one number per example; a column, say"
 
 
 def check_body(
@@ -690,7 +770,36 @@ def _unlike(inputs: Tensor) -> Tensor:
     return torch.cat([first, made])
 
 
-def _check_outputs(outputs: object, n: int, clients: ClientData) -> None:
+def _check_outputs(outputs: object, x: Tensor, clients: ClientData, loss: Loss | None) -> None:
+    n = len(x)
+    if loss is not None:
+        leaves = tree_leaves(outputs)
+        if not leaves or not all(isinstance(t, Tensor) and t.ndim and len(t) == n for t in leaves):
+            raise ValueError(
+                f"Invalid model: it maps {n} inputs to {shown(outputs)}. Return a tensor, or "
+                "several in a tuple or dict, with a row for each input."
+            )
+        try:
+            together = _losses(loss, outputs, clients.targets[:n])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith("Invalid loss"):
+                raise
+            raise ValueError(
+                f"Invalid loss: it fails for what the model returns ({_reason(error)}). Write it "
+                "as (outputs, targets) -> one loss per example."
+            ) from error
+        flipped = tree_map(lambda out: out.flip(0), outputs)
+        swapped = _losses(loss, flipped, clients.targets[:n].flip(0)).flip(0)
+        first = _losses(loss, tree_map(lambda out: out[:1], outputs), clients.targets[:1])
+        drawn = takes_generator(loss)
+        if not drawn and not (_alike(swapped, together) and _alike(first, together[:1])):
+            raise ValueError(
+                "Invalid loss: an example's loss depends on the others of its batch, or two calls "
+                "differ. Return each example's own; one that draws takes an argument generator."
+            )
+        return
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
     found = f"it maps {n} inputs to {type(outputs).__name__ if shape is None else f'shape {shape}'}"
     if clients.targets.is_floating_point():
@@ -780,8 +889,21 @@ def check_rule(
             return _rule.__wrapped__(step, shapes, extra, count)
 
 
+def _drawing(step: LocalStep) -> LocalStep:
+    """Return a rule that draws the same numbers in every trial, if it draws."""
+    if not takes_generator(step.update):
+        return step
+
+    def update(params, grads, state, lr):
+        return step.update(params, grads, state, lr, generator=generator_of([0]))
+
+    return step._replace(update=update)
+
+
 @lru_cache(maxsize=64)
 def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None:
+    one_by_one = not step.entrywise or takes_generator(step.update)
+    step = _drawing(step)
     like = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in shapes]
 
     @cache
@@ -842,9 +964,11 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
     if drew or not repeated:
         raise ValueError(
             f"Invalid step {step.name}: for the same parameters and gradients it gives two "
-            "results, so that no run could be repeated. Draw noise in a loop over run_round, with "
-            "a generator of your own."
+            "results, so that no run could be repeated. Draw by an argument generator of update, "
+            "as LocalStep says."
         )
+    if one_by_one:  # by every strategy
+        return None
     pairs = [clients[0][0], clients[1][0]]
     try:
         together = steps(
@@ -884,10 +1008,11 @@ def probe(ready: Ready, step: LocalStep) -> list[list[float]]:
     x, y = _examples(ready.clients)
     replica, device = ready.fresh(), ready.clients.device
     with own_modes(device, grad=False):
-        outputs = replica(params, x.clone())
+        outputs = _joined(replica(params, x.clone()))
     start = [params[name] for name in names]
     with own_modes(device):
-        _, grads = _losses_and_grads(replica, params, names, x, y)
+        _, grads = _losses_and_grads(replica, params, names, x, y, ready.loss)
+    step = _drawing(step)
     with own_modes(device, grad=False):
         try:
             state = step.init(start, None)

@@ -27,7 +27,7 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -41,7 +41,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedlib._checks import check_in
+from fedlib.aggregate import server_step
+from fedlib.algorithm import Algorithm
+from fedlib.algorithm import run as run_algorithm
 from fedlib.clients import ClientData
+from fedlib.cohort import Plan
+from fedlib.cohort import plan as plan_cohorts
 from fedlib.evaluate import evaluate
 from fedlib.experiments import cifar, fine_tuning, study
 from fedlib.experiments.cifar import KINDS, Federation, Task
@@ -49,12 +54,12 @@ from fedlib.experiments.inside import unseen_images
 from fedlib.experiments.one_step import chosen_lrs
 from fedlib.experiments.store import LIBRARY, commit_of, entries, provenance, save_result
 from fedlib.experiments.study import BATCH_SIZE, BUDGET, COHORT_SIZE, rounded_mean
-from fedlib.fedavg import FedAvgConfig, draw_round, run_fedavg, run_round, run_rounds, train_round
+from fedlib.fedavg import FedAvgConfig, draw_round, identity_of, run_fedavg
+from fedlib.fedrep import run_fedrep
 from fedlib.models import Params, params_of
-from fedlib.neighbours import run_fedrep
 from fedlib.represent import class_similarity, effective_rank, features
-from fedlib.steps import LocalStep, sgd
-from fedlib.validate import Ready
+from fedlib.rules import LocalStep, sgd
+from fedlib.validate import check_model
 
 ROOT = Path(__file__).parent.parent
 FOLDER, RESULTS = ROOT / "_build" / "long_run", ROOT / "book" / "results"
@@ -271,10 +276,6 @@ def noisy(clients: ClientData, run: Run) -> ClientData:
     return ClientData(clients.inputs, targets, clients.sizes)
 
 
-Rounds = tuple[Callable[..., tuple[Params, float]], Callable[[Params], Params]]
-"""A round, and the state before the first one: the ``play`` and ``start`` of ``run_rounds``."""
-
-
 def train(run: Run, steps: int, clients: ClientData, model: nn.Module, checkpoint: Path) -> Params:
     """Carry a run on to so many gradient steps; return parameters, and clients' own, if any.
 
@@ -306,61 +307,87 @@ def train(run: Run, steps: int, clients: ClientData, model: nn.Module, checkpoin
             how |= dict(step=decaying(DECAY), strategy=COMPILED)
             return run_fedavg(model, clients, config, **how).params
         case "augmented" | "kept_cohort" | "cooled":
-            play, start = ROUNDS[run.variant](clients, config, strategy)
-            how |= dict(metrics=None, step=sgd, strategy=strategy, variant=run.variant)
-            how |= dict(check=lambda ready: None, start=start)
-            state, _ = run_rounds(play, model, clients, config, **how)
-            return {name: state[name] for name in params_of(model)}
+            algorithm = ALGORITHMS[run.variant](model, clients, config, strategy)
+            algorithm.identity["variant"] = run.variant
+            return run_algorithm(algorithm, model, num_rounds=config.num_rounds, **how).params
         case _:
             check_in("variant", run.variant, ["plain", "noisy"])
             return run_fedavg(model, clients, config, strategy=strategy, **how).params
 
 
-def augmented(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
-    """Return FedAvg's round on images that are flipped and shifted anew whenever they are drawn."""
+def planned(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Plan:
+    """Return how cohorts are run, by plain SGD."""
+    ready = check_model(model, params_of(model), clients)
+    return plan_cohorts(ready, strategy=strategy, local_steps=[config.local_steps], merges=True)
 
-    def play(ready: Ready, params: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        cohort, batches = draw_round(clients, config, rng=rng, local_steps=config.local_steps)
+
+def averaged(
+    how: Plan, clients: ClientData, params: Params, cohort: np.ndarray, batches: list, lr: float
+) -> tuple[Params, float]:
+    """Return the cohort's average after its local steps, and its mean loss."""
+    total = how.sum(clients, params, cohort, batches, lr=lr)
+    average = total.average(params)
+    before = {name: params[name] for name in average}
+    return params | server_step(before, average), total.mean_loss
+
+
+def augmented(
+    model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str
+) -> Algorithm:
+    """Return FedAvg on images that are flipped and shifted anew whenever they are drawn."""
+    how = planned(model, clients, config, strategy)
+
+    def play(params: Params, rng: np.random.Generator) -> tuple[Params, dict]:
+        cohort, batches = draw_round(clients, config, rng=rng)
         starts = clients.starts[cohort]
         rows = np.concatenate([s + b.ravel() for s, b in zip(starts, batches, strict=True)])
         sizes = np.array([b.size for b in batches])
         drawn = ClientData(augment(clients.inputs[rows], rng), clients.targets[rows], sizes)
         order = [np.arange(b.size).reshape(b.shape) for b in batches]
-        how = dict(step=sgd, strategy=strategy)
-        return train_round(ready, params, drawn, np.arange(len(cohort)), order, config, **how)
+        params, loss = averaged(how, drawn, params, np.arange(len(cohort)), order, config.client_lr)
+        return params, {"loss": loss}
 
-    return play, dict
+    return Algorithm(dict, play, dict, identity_of(how, clients, config))
 
 
-def kept_cohort(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
-    """Return a round of FedAvg's with its cohort and batches, but averaged after every step."""
+def kept_cohort(
+    model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str
+) -> Algorithm:
+    """Return FedAvg with its cohorts and batches, but averaged after every step."""
+    how, many = planned(model, clients, config, strategy), replace(config, local_steps=KEPT_STEPS)
 
-    def play(ready: Ready, params: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        cohort, batches = draw_round(clients, config, rng=rng, local_steps=KEPT_STEPS)
-        how, losses = dict(step=sgd, strategy=strategy), []
+    def play(params: Params, rng: np.random.Generator) -> tuple[Params, dict]:
+        cohort, batches = draw_round(clients, many, rng=rng)
+        losses = []
         for t in range(KEPT_STEPS):
             now = [rows[t : t + 1] for rows in batches]
-            params, loss = train_round(ready, params, clients, cohort, now, config, **how)
+            params, loss = averaged(how, clients, params, cohort, now, config.client_lr)
             losses.append(loss)
-        return params, float(np.mean(losses))
+        return params, {"loss": float(np.mean(losses))}
 
-    return play, dict
-
-
-def cooled(clients: ClientData, config: FedAvgConfig, strategy: str) -> Rounds:
-    """Return FedAvg's round with a step size that falls in a line, to zero at the last point."""
-    last = POINTS[-1] // config.local_steps
-
-    def play(ready: Ready, state: Params, rng: np.random.Generator) -> tuple[Params, float]:
-        params, done = {n: p for n, p in state.items() if n != "round"}, float(state["round"])
-        now = replace(config, client_lr=config.client_lr * (1 - done / last))
-        params, loss = run_round(ready.model, params, clients, now, rng=rng, strategy=strategy)
-        return params | {"round": state["round"] + 1}, loss
-
-    return play, lambda params: params | {"round": torch.zeros(())}
+    return Algorithm(dict, play, dict, identity_of(how, clients, config))
 
 
-ROUNDS = {"augmented": augmented, "kept_cohort": kept_cohort, "cooled": cooled}
+def cooled(model: nn.Module, clients: ClientData, config: FedAvgConfig, strategy: str) -> Algorithm:
+    """Return FedAvg with a step size that falls in a line, to zero at the last point."""
+    last, how = POINTS[-1] // config.local_steps, planned(model, clients, config, strategy)
+
+    def params_in(state: Params) -> Params:
+        return {name: p for name, p in state.items() if name != "round"}
+
+    def play(state: Params, rng: np.random.Generator) -> tuple[Params, dict]:
+        lr = config.client_lr * (1 - float(state["round"]) / last)
+        cohort, batches = draw_round(clients, config, rng=rng)
+        params, loss = averaged(how, clients, params_in(state), cohort, batches, lr)
+        return params | {"round": state["round"] + 1}, {"loss": loss}
+
+    def init(params: Params) -> Params:
+        return params | {"round": torch.zeros(())}
+
+    return Algorithm(init, play, params_in, identity_of(how, clients, config))
+
+
+ALGORITHMS = {"augmented": augmented, "kept_cohort": kept_cohort, "cooled": cooled}
 KEPT_STEPS = 50
 STEPS_PER_ROUND = {"own_heads": 2, "kept_cohort": KEPT_STEPS}
 """Gradient steps per round, where they are not the local steps; those on the head count."""

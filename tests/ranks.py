@@ -11,10 +11,11 @@ import long_run
 import numpy as np
 import torch
 from test_fedavg import CONFIG, federation
+from torch import nn
 from tqdm.auto import tqdm
 
 import fedlib as fl
-from fedlib.engine import Strategy
+from fedlib.strategy import Strategy
 
 RAGGED = (5, 9, 3, 12, 1, 7)
 ONE_STEP = replace(CONFIG, local_steps=1, cohort_size=5)
@@ -30,6 +31,30 @@ def frozen():
     model = fl.MLP((1, 4, 4), 3).double()
     model.body.requires_grad_(False)
     return model
+
+
+def smoothed(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.1, reduction="none")
+
+
+def drawn(like, generator):
+    return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+
+def dropped(outputs, targets, generator):
+    return smoothed(outputs * (drawn(outputs, generator) > 0), targets)
+
+
+def shifted(inputs, generator):
+    return inputs + 0.1 * drawn(inputs, generator)
+
+
+def noisy():
+    def update(params, grads, state, lr, generator):
+        grads = [g + 0.1 * drawn(g, generator) for g in grads]
+        return fl.sgd.update(params, grads, state, lr)
+
+    return fl.sgd._replace(name="noisy", update=update)
 
 
 CASES = {
@@ -53,6 +78,17 @@ CASES = {
     ),
     "SCAFFOLD": dict(algorithm=fl.run_scaffold),
     "SCAFFOLD, one client": dict(algorithm=fl.run_scaffold, config=replace(CONFIG, cohort_size=1)),
+    "own loss": dict(loss=smoothed),
+    "own loss, one step": dict(loss=smoothed, config=ONE_STEP),
+    "server rule": dict(server_rule=fl.fedadam(), config=replace(CONFIG, server_lr=1.0)),
+    "epochs": dict(config=replace(CONFIG, local_steps=None, local_epochs=2, cohort_size=6)),
+    "weights, schedule": dict(weights=np.arange(1.0, 7.0), lr_schedule=lambda t: 1 / (1 + t)),
+    "own cohort": dict(cohort=lambda rng, t: rng.choice(6, 4)),
+    "noise in the rule": dict(step=noisy()),
+    "noise in the loss": dict(loss=dropped),
+    "augmentation": dict(augment=shifted),
+    "clipped": dict(step=fl.clip_by_global_norm(0.3)),
+    "stopped": dict(stop=lambda history: len(history) == 2),
     "float32": dict(clients=federation(RAGGED, dtype=torch.float32), model=fl.MLP((1, 4, 4), 3)),
 }
 
@@ -102,7 +138,7 @@ def all_refusals(rank):
     messages = []
     for change in DIFFERENT.values():
         try:
-            start(**change(rank.index))
+            start(**change(rank.rank))
         except ValueError as error:
             messages.append(str(error))
     return messages
@@ -111,11 +147,11 @@ def all_refusals(rank):
 def sums(rank):
     """Sums of two dtypes, in turn."""
     numbers = [
-        torch.full((2, 3), 10.0**rank.index, dtype=torch.float64),
-        torch.tensor(1.5 * rank.index),
-        torch.full((4, 1), 2.0**rank.index, dtype=torch.float64),
+        torch.full((2, 3), 10.0**rank.rank, dtype=torch.float64),
+        torch.tensor(1.5 * rank.rank),
+        torch.full((4, 1), 2.0**rank.rank, dtype=torch.float64),
     ]
-    return fl.distributed.all_sum(numbers)
+    return fl.distributed.all_reduce(numbers)
 
 
 def work(rank):
@@ -135,11 +171,11 @@ def stop_in_round_3(rank, path, how):
 
     def update(params, grads, state, lr):
         calls.extend([1] * (lr == config.client_lr))  # not those of the trials before the run
-        if how == "kill" and rank.index == 1 and len(calls) > 2 * CONFIG.local_steps:
+        if how == "kill" and rank.rank == 1 and len(calls) > 2 * CONFIG.local_steps:
             os.kill(os.getpid(), signal.SIGKILL)
         return fl.sgd.update(params, grads, state, lr)
 
-    if rank.index:  # its own path is not used
+    if rank.rank:  # its own path is not used
         path = Path(path).parent / "nowhere" / "run"
     step = fl.sgd._replace(update=update)
     return plain(start(step=step, metrics=metrics, checkpoint=path, config=config))
@@ -174,11 +210,11 @@ def main():
     tqdm.set_lock(threading.RLock())
     with fl.distributed.join(device="cpu", threads=1, timeout=60) as rank:
         restart = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        temporary = folder / f"{rank.index}.new"
+        temporary = folder / f"{rank.rank}.new"
         temporary.write_text(str(os.getpid()))
-        temporary.rename(folder / f"{restart}.{rank.index}")
+        temporary.rename(folder / f"{restart}.{rank.rank}")
         result = long_run.run(folder / "run", rounds)
-    torch.save(plain(result), folder / f"{rank.index}.pt")
+    torch.save(plain(result), folder / f"{rank.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import fedlib as fl
-from fedlib.local import example_losses, task_loss
+from fedlib.losses import example_losses, task_loss
 
 many = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)

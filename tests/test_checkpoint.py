@@ -1,6 +1,7 @@
 """Whatever stops a run, it goes on to the same bits; what is not its checkpoint is refused."""
 
 import errno
+import json
 import math
 import multiprocessing
 import os
@@ -390,9 +391,9 @@ def test_what_is_trainable_belongs_to_a_run(tmp_path):
 
 
 def test_a_new_field_of_the_identity_that_is_none_leaves_old_checkpoints_valid(tmp_path):
-    model, clients, path = fl.MLP((1, 4, 4), 3).double(), federation(), tmp_path / "run"
+    model, path = fl.MLP((1, 4, 4), 3).double(), tmp_path / "run"
     old, none, new = (
-        run_identity({"lr": 0.1}, 0, model, clients, **more)
+        run_identity({"lr": 0.1, **more}, 0, model)
         for more in ({}, dict(rule=None), dict(rule=("momentum", 0.9)))
     )
     save_checkpoint(path, old, RunState(1, fl.params_of(model), []))
@@ -571,3 +572,26 @@ def test_a_sealed_file_that_is_no_checkpoint_is_told(tmp_path):
     path.write_bytes(checkpoint.save(tensors, metadata=seal))
     with pytest.raises(ValueError, match="not a checkpoint .it has no entries"):
         load_checkpoint(path, {}, device=CPU)
+
+
+# --- Files of before ----------------------------------------------------------------------------
+
+
+def test_a_file_that_does_not_tell_its_form_is_read_as_one_of_the_algorithms(tmp_path):
+    """Checkpoints of 0.1.0 hold ``w`` and ``w.clients`` side by side, and no paths."""
+    path, identity = tmp_path / "run", {"seed": 0}
+    state = {"params": {"w": torch.ones(2)}, "clients": {"w": torch.zeros(3, 2)}}
+    save_checkpoint(path, identity, RunState(1, state, []))
+    with checkpoint.safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["fedlib"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert sorted(tensors) == ["w", "w.clients"]
+    del record["paths"]
+    text = json.dumps(record)
+    metadata = {"fedlib": text, "digest": checkpoint.digest_of(text, tensors)}
+    path.write_bytes(checkpoint.save(tensors, metadata=metadata))
+    found = load_checkpoint(path, identity, device=CPU, like=state).params
+    assert torch.equal(found["params"]["w"], torch.ones(2))
+    assert torch.equal(found["clients"]["w"], torch.zeros(3, 2))
+    flat = load_checkpoint(path, identity, device=CPU).params
+    assert sorted(flat) == ["w", "w.clients"]

@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 import fedlib as fl
 
+CONFIG = fl.FedAvgConfig(
+    num_rounds=1, local_steps=1, cohort_size=None, batch_size=None, client_lr=0.1
+)
+
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
@@ -97,8 +101,8 @@ def test_a_client_that_is_not_there():
 def test_types_are_refused_with_a_remedy(as_readers_run_it):
     with pytest.raises(TypeError, match="Invalid inputs of type ndarray.*from_parts"):
         fl.ClientData(np.ones(3), LABELS, np.array([3]))
-    with pytest.raises(ValueError, match=r"targets of shape \(3, 1\): must be one per example"):
-        fl.ClientData(torch.ones(3), LABELS[:, None], np.array([3]))
+    with pytest.raises(ValueError, match=r"Invalid targets of shape \(\): give one row"):
+        fl.ClientData(torch.ones(3), LABELS[0], np.array([3]))
     with pytest.raises(TypeError, match="Invalid sizes of type float64: not integers"):
         fl.ClientData(torch.ones(3), LABELS, [3.0])
     with pytest.raises(TypeError, match="Invalid inputs of type torch.complex64: not real"):
@@ -166,8 +170,9 @@ def test_parts_that_are_none_are_told_which(parts, error, message, as_readers_ru
     ],
 )
 def test_targets_of_another_shape_are_told_what_they_are(targets, remedy, as_readers_run_it):
+    clients = fl.ClientData(torch.ones(2, 3), torch.tensor(targets), np.array([2]))
     with pytest.raises(ValueError, match=remedy):
-        fl.ClientData(torch.ones(2), torch.tensor(targets), np.array([2]))
+        fl.run_fedavg(fl.MLP((3,), 2), clients, CONFIG, seed=0, progress=False)
 
 
 def test_data_written_to_after_construction_are_noticed():

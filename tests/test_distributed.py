@@ -114,11 +114,11 @@ def test_a_cohort_is_dealt_out_whole_and_evenly(work, count):
 def test_alone_there_is_one_rank_and_nothing_is_sent():
     before, tensors = torch.get_num_threads(), [torch.ones(2)]
     with distributed.join(device="cpu", threads=before + 1) as rank:
-        assert (rank.index, rank.count, rank.device) == (0, 1, torch.device("cpu"))
+        assert (rank.rank, rank.world_size, rank.device) == (0, 1, torch.device("cpu"))
         assert torch.get_num_threads() == before + 1
         assert not torch.distributed.is_initialized()
-        assert distributed.all_sum(tensors) is tensors
-        assert distributed.from_first(tensors) is tensors
+        assert distributed.all_reduce(tensors) is tensors
+        assert distributed.broadcast(tensors) is tensors
         distributed.check_same({"seed": 0})
     assert torch.get_num_threads() == before
 

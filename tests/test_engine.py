@@ -18,9 +18,11 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 import fedlib as fl
-from fedlib import compiled, engine
-from fedlib.engine import STRATEGIES, Strategy, train_cohort
+from fedlib import cohort as cohorts
+from fedlib import compiled
 from fedlib.stacked import stacked_call
+from fedlib.strategy import STRATEGIES, Strategy, choose_strategy, resolve_strategy
+from fedlib.validate import check_model
 
 SHAPE, CLASSES = (2, 6, 6), 3
 NAMES = ["auto", "loop", "threads", "stacked"]
@@ -126,16 +128,10 @@ def one_by_one(model, clients, cohort, batches, optimizer):
     return params, losses
 
 
-def in_order(stacks):
+def in_order(trained):
     """Parameters and losses by place in the cohort."""
-    rows = [
-        (int(place), {name: p[i] for name, p in stack.params.items()}, float(stack.losses[i]))
-        for stack in stacks
-        for i, place in enumerate(stack.places)
-    ]
-    rows.sort(key=lambda row: row[0])
-    assert [row[0] for row in rows] == list(range(len(rows)))
-    return [row[1] for row in rows], [row[2] for row in rows]
+    rows = [{name: p[i] for name, p in trained.params.items()} for i in range(len(trained.losses))]
+    return rows, trained.losses.tolist()
 
 
 def far(found, expected):
@@ -160,10 +156,10 @@ COHORT = np.array([6, 0, 2, 5, 3, 4])
 def test_each_strategy_equals_one_client_at_a_time(name, strategy, batch_size):
     model = make(name)
     batches = draw(RAGGED, COHORT, local_steps=3, batch_size=batch_size)
-    stacks = train_cohort(
+    trained = fl.map_clients(
         model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1, strategy=strategy
     )
-    params, losses = in_order(stacks)
+    params, losses = in_order(trained)
     expected, expected_losses = one_by_one(model, RAGGED, COHORT, batches, plain_sgd)
     assert far(params, expected) < 1e-13
     assert np.allclose(losses, expected_losses, rtol=1e-12)
@@ -176,7 +172,7 @@ def test_merging_equals_the_weighted_average_of_one_step(name):
     weights = np.array([1.0, 0.5, 3, 0, 2, 1])
     whole = Strategy(merge=True)
     for strategy in ("merged", replace(whole, chunk=1), replace(whole, chunk=4)):
-        stacks = train_cohort(
+        total = fl.sum_clients(
             model,
             fl.params_of(model),
             RAGGED,
@@ -186,13 +182,12 @@ def test_merging_equals_the_weighted_average_of_one_step(name):
             weights=weights,
             strategy=strategy,
         )
-        totals = [stack.total() for stack in stacks]
+        found = total.average(fl.params_of(model))
         expected, losses = one_by_one(model, RAGGED, COHORT, batches, plain_sgd)
         for key in expected[0]:
-            average = sum(sums[key] for sums, _ in totals) / weights.sum()
             mean = sum(w * p[key] for w, p in zip(weights, expected, strict=True)) / weights.sum()
-            assert float((average - mean).abs().max()) < 1e-13
-        assert float(sum(loss for _, loss in totals)) == pytest.approx(weights @ losses)
+            assert float((found[key] - mean).abs().max()) < 1e-13
+        assert total.mean_loss * total.weight == pytest.approx(weights @ losses)
 
 
 @pytest.fixture
@@ -210,31 +205,35 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(name, strategy, one_thr
     clients = federation([12] * 40, dtype=torch.float32)
     cohort = np.arange(40)
     batches = draw(clients, cohort, local_steps=1 if strategy == "merged" else 4, batch_size=4)
-    chosen = STRATEGIES.get(strategy) or STRATEGIES[engine.choose_strategy(model, clients.device)]
+    chosen = STRATEGIES.get(strategy) or STRATEGIES[choose_strategy(model, clients.device)]
     if chosen.stack or chosen.merge:
         chosen = replace(chosen, chunk=7)
     results = [
-        train_cohort(
+        fl.sum_clients(
             model, fl.params_of(model), clients, cohort, batches, lr=0.1,
-            strategy=replace(chosen, threads=threads), then=lambda trained: trained.total(),
+            strategy=replace(chosen, threads=threads),
         )
         for threads in (1, 2, 3)
     ]  # fmt: skip
     for other in results[1:]:
-        for (a, loss_a), (b, loss_b) in zip(results[0], other, strict=True):
-            assert torch.equal(loss_a, loss_b)
-            assert all(torch.equal(a[key], b[key]) for key in a)
+        assert torch.equal(results[0].loss, other.loss)
+        assert all(torch.equal(p, other.params[key]) for key, p in results[0].params.items())
 
 
 def test_clients_run_in_several_threads_and_the_caller_keeps_its_own_settings():
     model, before = make("MLP"), torch.get_num_threads()
     meet = threading.Barrier(2, timeout=60)  # passed only by two jobs at the same time
     batches = draw(RAGGED, COHORT[:2], local_steps=1, batch_size=2)
-    train_cohort(
-        model, fl.params_of(model), RAGGED, COHORT[:2], batches, lr=0.1,
-        strategy=Strategy(threads=2), then=lambda trained: meet.wait(),
-    )  # fmt: skip
+    run_jobs(model, COHORT[:2], batches, Strategy(threads=2), lambda places: meet.wait())
     assert torch.get_num_threads() == before
+
+
+def run_jobs(model, cohort, batches, strategy, job):
+    """Apply a function to the places of each job of a cohort."""
+    ready = check_model(model, fl.params_of(model), RAGGED)
+    plan = cohorts.plan(ready, strategy=strategy, local_steps=[len(batches[0])])
+    own = cohorts._Cohort(plan, RAGGED, fl.params_of(model), cohort, batches, lr=0.1)
+    return own.run(job)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
@@ -242,18 +241,20 @@ def test_the_size_of_a_chunk_changes_rounding_only(chunk):
     model = make("MLP")
     batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)
     run = dict(lr=0.1, strategy=Strategy(stack=True, chunk=chunk))
-    stacks = train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, **run)
-    assert max(len(stack.places) for stack in stacks) <= chunk
+    trained = fl.map_clients(model, fl.params_of(model), RAGGED, COHORT, batches, **run)
+    jobs = run_jobs(model, COHORT, batches, run["strategy"], list)
+    assert max(map(len, jobs)) <= chunk
+    assert sorted(place for job in jobs for place in job) == list(range(len(COHORT)))
     expected, _ = one_by_one(model, RAGGED, COHORT, batches, plain_sgd)
-    assert far(in_order(stacks)[0], expected) < 1e-13
+    assert far(in_order(trained)[0], expected) < 1e-13
 
 
 @pytest.mark.parametrize("strategy", ["loop", "stacked"])
 def test_momentum_equals_torch(strategy):
     model = make("MLP")
     batches = draw(RAGGED, COHORT, local_steps=4, batch_size=4)
-    run = dict(lr=0.1, step=fl.momentum(0.8), strategy=strategy)
-    found, _ = in_order(train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, **run))
+    run = dict(lr=0.1, rule=fl.momentum(0.8), strategy=strategy)
+    found, _ = in_order(fl.map_clients(model, fl.params_of(model), RAGGED, COHORT, batches, **run))
     expected, _ = one_by_one(
         model, RAGGED, COHORT, batches, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8)
     )
@@ -264,8 +265,8 @@ def test_momentum_equals_torch(strategy):
 def test_the_proximal_rule_descends_the_penalised_loss(strategy):
     model, mu = make("MLP"), 0.7
     batches = draw(RAGGED, COHORT, local_steps=4, batch_size=4)
-    run = dict(lr=0.1, step=fl.proximal(mu), strategy=strategy)
-    found, _ = in_order(train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, **run))
+    run = dict(lr=0.1, rule=fl.proximal(mu), strategy=strategy)
+    found, _ = in_order(fl.map_clients(model, fl.params_of(model), RAGGED, COHORT, batches, **run))
     for i, rows, params in zip(COHORT, batches, found, strict=True):
         own, start = copy.deepcopy(model), fl.params_of(model)
         optimizer = plain_sgd(own.parameters())
@@ -282,13 +283,13 @@ def test_the_proximal_rule_descends_the_penalised_loss(strategy):
 def test_control_variates_correct_each_client_by_its_own_row(strategy):
     model = make("MLP")
     params, rng = fl.params_of(model), np.random.default_rng(0)
-    extra = {
+    state = {
         name: torch.as_tensor(rng.standard_normal((len(COHORT), *p.shape)))
         for name, p in params.items()
     }
     batches = draw(RAGGED, COHORT, local_steps=3, batch_size=4)
-    run = dict(lr=0.1, step=fl.control_variate, extra=extra, strategy=strategy)
-    found, _ = in_order(train_cohort(model, params, RAGGED, COHORT, batches, **run))
+    run = dict(lr=0.1, rule=fl.control_variate, client_state=state, strategy=strategy)
+    found, _ = in_order(fl.map_clients(model, params, RAGGED, COHORT, batches, **run))
     for place, (i, rows) in enumerate(zip(COHORT, batches, strict=True)):
         own = copy.deepcopy(model)
         optimizer = plain_sgd(own.parameters())
@@ -297,16 +298,16 @@ def test_control_variates_correct_each_client_by_its_own_row(strategy):
             optimizer.zero_grad()
             nn.functional.cross_entropy(own(x[row]), y[row]).backward()
             for name, p in own.named_parameters():
-                p.grad += extra[name][place]
+                p.grad += state[name][place]
             optimizer.step()
         assert far([found[place]], [fl.params_of(own)]) < 1e-13
 
 
 def test_control_variates_need_corrections():
     model, batches = make("MLP"), draw(RAGGED, COHORT, local_steps=2, batch_size=4)
-    run = dict(lr=0.1, step=fl.control_variate)
-    with pytest.raises(ValueError, match="Invalid extra=None.*one row per client"):
-        train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, **run)
+    run = dict(lr=0.1, rule=fl.control_variate)
+    with pytest.raises(ValueError, match="Invalid client_state=None.*one row per client"):
+        fl.map_clients(model, fl.params_of(model), RAGGED, COHORT, batches, **run)
 
 
 @pytest.mark.parametrize(
@@ -345,15 +346,18 @@ WRITES = fl.LocalStep("writes", lambda params, extra: None, write)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(step=WRITES, strategy="loop"), "Invalid step writes: it writes into the parameters"),
+        (dict(rule=WRITES, strategy="loop"), "Invalid step writes: it writes into the parameters"),
         (dict(weights=np.ones(7)), "Invalid weights of 7 rows: the cohort has 6 clients"),
-        (dict(extra={"body.1.weight": torch.ones(7, 1)}), "Invalid body.1.weight of 7 rows"),
-        (dict(extra={"body.1.weight": torch.ones(6, 1)}), "Invalid extra: body.1.bias is missing"),
+        (dict(client_state={"body.1.weight": torch.ones(7, 1)}), "Invalid body.1.weight of 7 rows"),
+        (
+            dict(client_state={"body.1.weight": torch.ones(6, 1)}),
+            "Invalid client_state: body.1.bias is missing",
+        ),
         (dict(trainable=["had.weight"]), "Invalid trainable: had.weight is no parameter"),
         (dict(cohort=COHORT[:0]), "Invalid batches of 6 rows: the cohort has 0 clients"),
         (dict(strategy="magic"), "Invalid strategy=.*magic"),
         (dict(strategy="merged"), "needs local_steps=1 and SGD, not 2 and sgd"),
-        (dict(strategy="merged", local_steps=1, step=fl.momentum()), "not 1 and momentum"),
+        (dict(strategy="merged", local_steps=1, rule=fl.momentum()), "not 1 and momentum"),
     ],
 )
 @pytest.mark.usefixtures("as_readers_run_it")
@@ -361,15 +365,37 @@ def test_a_cohort_refuses(change, message):
     model, change = make("MLP"), dict(change)
     batches = draw(RAGGED, COHORT, local_steps=change.pop("local_steps", 2), batch_size=4)
     cohort = change.pop("cohort", COHORT)
-    with pytest.raises(ValueError, match=message):
-        train_cohort(model, fl.params_of(model), RAGGED, cohort, batches, lr=0.1, **change)
+    for train in (fl.map_clients, fl.sum_clients):
+        with pytest.raises(ValueError, match=message):
+            train(model, fl.params_of(model), RAGGED, cohort, batches, lr=0.1, **change)
 
 
-def test_clients_of_one_cohort_take_the_same_number_of_steps():
+@pytest.mark.parametrize("strategy", [*NAMES, Strategy(stack=True, chunk=2)])
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_clients_of_one_cohort_may_take_different_numbers_of_steps(strategy, batch_size):
+    model = make("MLP")
+    batches = draw(RAGGED, COHORT, local_steps=4, batch_size=batch_size)
+    batches = [rows[: 1 + i % 4] for i, rows in enumerate(batches)]
+    args = model, fl.params_of(model), RAGGED, COHORT, batches
+    params, losses = in_order(fl.map_clients(*args, lr=0.1, strategy=strategy))
+    expected, expected_losses = one_by_one(model, RAGGED, COHORT, batches, plain_sgd)
+    assert far(params, expected) < 1e-13
+    assert np.allclose(losses, expected_losses, rtol=1e-12)
+
+
+def test_a_client_takes_a_step_at_least():
     model, batches = make("MLP"), draw(RAGGED, COHORT, local_steps=2, batch_size=4)
-    batches[3] = batches[3][:1]
-    with pytest.raises(ValueError, match=r"Invalid batches: of \[1, 2\] local steps"):
-        train_cohort(model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1)
+    batches[3] = batches[3][:0]
+    with pytest.raises(ValueError, match="Invalid batches"):
+        fl.map_clients(model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1)
+
+
+def test_no_client_is_merged_whose_own_parameters_are_asked_for():
+    model, batches = make("MLP"), draw(RAGGED, COHORT, local_steps=1, batch_size=4)
+    with pytest.raises(ValueError, match="merges clients, but each client's own parameters are as"):
+        fl.map_clients(
+            model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1, strategy="merged"
+        )
 
 
 def test_sums_are_taken_in_single_precision_at_least():
@@ -401,17 +427,14 @@ def test_an_error_in_one_thread_ends_the_others():
     model, done = make("MLP"), []
     batches = draw(RAGGED, COHORT, local_steps=2, batch_size=4)
 
-    def then(trained):
-        if 0 in trained.places:
-            raise RuntimeError("from then")
+    def job(places):
+        if 0 in places:
+            raise RuntimeError("from a job")
         time.sleep(0.3)
         done.append("other")
 
-    with pytest.raises(RuntimeError, match="from then"):
-        train_cohort(
-            model, fl.params_of(model), RAGGED, COHORT, batches, lr=0.1,
-            strategy=Strategy(threads=2), then=then,
-        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="from a job"):
+        run_jobs(model, COHORT, batches, Strategy(threads=2), job)
     after = len(done)
     time.sleep(0.6)  # longer than what was under way
     assert len(done) == after < len(COHORT) - 1
@@ -429,39 +452,39 @@ def test_inputs_may_be_integers(strategy):
         model = fl.BodyHead(body, nn.Linear(20, 3)).double()
     batches = draw(clients, COHORT, local_steps=1, batch_size=4)
     args = (model, fl.params_of(model), clients, COHORT, batches)
-    totals = [stack.total()[0] for stack in train_cohort(*args, lr=0.1, strategy=strategy)]
+    total = fl.sum_clients(*args, lr=0.1, strategy=strategy).params
     expected, _ = one_by_one(model, clients, COHORT, batches, plain_sgd)
     weights = clients.sizes[COHORT]
     for name in expected[0]:
         mean = sum(w * p[name] for w, p in zip(weights, expected, strict=True))
-        assert float((sum(total[name] for total in totals) - mean).abs().max()) < 1e-12
+        assert float((total[name] - mean).abs().max()) < 1e-12
 
 
 def test_recurrent_layers_run_one_client_at_a_time():
-    assert engine.choose_strategy(nn.LSTM(2, 3), torch.device("cuda")) == "threads"
+    assert choose_strategy(nn.LSTM(2, 3), torch.device("cuda")) == "threads"
 
 
 def test_one_step_of_a_run_is_merged_and_several_are_not(monkeypatch):
     seen = []
 
-    def spy(*args, strategy, **options):
-        seen.append(strategy)
-        return train_cohort(*args, strategy=strategy, **options)
+    def spy(*args, **options):
+        seen.append(resolve_strategy(*args, **options))
+        return seen[-1]
 
-    monkeypatch.setattr("fedlib.fedavg.train_cohort", spy)
+    monkeypatch.setattr(cohorts, "resolve_strategy", spy)
     config = fl.FedAvgConfig(
         num_rounds=1, local_steps=1, cohort_size=3, batch_size=2, client_lr=0.1
     )
     for change, step in ((1, fl.sgd), (2, fl.sgd), (1, fl.momentum())):
         one = replace(config, local_steps=change)
         fl.run_fedavg(make("MLP"), RAGGED, one, seed=0, step=step, progress=False)
-    assert seen == ["merged", "auto", "auto"]
-    assert engine.choose_strategy(make("CNN"), torch.device("cpu")) == "threads"
-    assert engine.choose_strategy(make("MLP"), torch.device("cpu")) == "stacked"
+    assert seen == [STRATEGIES[name] for name in ("merged", "stacked", "stacked")]
+    assert choose_strategy(make("CNN"), torch.device("cpu")) == "threads"
+    assert choose_strategy(make("MLP"), torch.device("cpu")) == "stacked"
     wide = fl.MLP((1, 28, 28), 10, hidden=(1024,))
-    assert engine.choose_strategy(wide, torch.device("cpu")) == "threads"
-    assert engine.choose_strategy(wide, torch.device("cuda")) == "stacked"
-    assert engine.choose_strategy(make("CNN"), torch.device("cuda")) == "stacked"
+    assert choose_strategy(wide, torch.device("cpu")) == "threads"
+    assert choose_strategy(wide, torch.device("cuda")) == "stacked"
+    assert choose_strategy(make("CNN"), torch.device("cuda")) == "stacked"
 
 
 def test_half_precision_is_near_and_is_off_unless_asked():
@@ -471,8 +494,8 @@ def test_half_precision_is_near_and_is_off_unless_asked():
     batches = draw(clients, cohort, local_steps=3, batch_size=4)
     run = dict(lr=0.1)
     args = (model, fl.params_of(model), clients, cohort, batches)
-    full, _ = in_order(train_cohort(*args, strategy="stacked", **run))
-    half, _ = in_order(train_cohort(*args, strategy=BF16, **run))
+    full, _ = in_order(fl.map_clients(*args, strategy="stacked", **run))
+    half, _ = in_order(fl.map_clients(*args, strategy=BF16, **run))
     assert half[0]["body.1.weight"].dtype == torch.float32
     assert 0 < far(half, full) < 0.02
 
@@ -481,7 +504,6 @@ COMPILED = """
 import warnings
 import numpy as np, torch
 import fedlib as fl
-from fedlib.engine import train_cohort
 
 rng = np.random.default_rng(0)
 inputs = torch.as_tensor(rng.standard_normal((20, 6)))
@@ -499,7 +521,7 @@ for batch_size, steps, step, part in cases:
     args = (model, fl.params_of(model), clients, np.arange(3), batches)
     names = [name for name in args[1] if name.startswith(part)]
     found, expected = (
-        train_cohort(*args, lr=0.1, step=step, trainable=names, strategy=name)[0]
+        fl.map_clients(*args, lr=0.1, rule=step, trainable=names, strategy=name)
         for name in ("compiled", "stacked")
     )
     for name, p in expected.params.items():
@@ -511,7 +533,7 @@ from torch._dynamo.utils import counters
 
 graphs = counters["stats"]["unique_graphs"]
 for lr in (0.2, 0.3, 0.4):  # another step size is no other function
-    train_cohort(*args, lr=lr, step=step, trainable=names, strategy="compiled")
+    fl.map_clients(*args, lr=lr, rule=step, trainable=names, strategy="compiled")
 assert graphs == counters["stats"]["unique_graphs"] > 0
 
 # Every rule, and every model, has graphs of its own: here one, and no second.
@@ -522,7 +544,7 @@ with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=T
         wider = fl.MLP((6,), 3, hidden=(width,)).double()
         for step in (fl.sgd, fl.momentum(0.5)):
             args = (wider, fl.params_of(wider), clients, np.arange(3), batches)
-            train_cohort(*args, lr=0.1, step=step, strategy="compiled")
+            fl.map_clients(*args, lr=0.1, rule=step, strategy="compiled")
 assert counters["stats"]["unique_graphs"] == graphs + 4
 print("equal")
 """
@@ -531,7 +553,6 @@ IGNORED = """
 import warnings
 import numpy as np, torch
 import fedlib as fl
-from fedlib.engine import train_cohort
 
 
 class Sign(torch.autograd.Function):
@@ -566,11 +587,11 @@ def check(layer, width):
     model = fl.BodyHead(body, torch.nn.Linear(width, 3)).double()
     batches = [fl.draw_batches(int(n), **draw) for n in clients.sizes]
     args = (model, fl.params_of(model), clients, np.arange(3), batches)
-    expected = train_cohort(*args, lr=0.1, strategy="stacked")[0]
+    expected = fl.map_clients(*args, lr=0.1, strategy="stacked")
     for call in range(2):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)
-            found = train_cohort(*args, lr=0.1, strategy="compiled")[0]
+            found = fl.map_clients(*args, lr=0.1, strategy="compiled")
         said = [str(w.message) for w in caught if w.category is RuntimeWarning]
         print(*said or ["silent"])
         for name, p in expected.params.items():
@@ -637,12 +658,12 @@ def test_a_step_that_does_not_compile_runs_uncompiled_and_says_so(monkeypatch):
     model = make("MLP")
     batches = draw(RAGGED, COHORT, local_steps=3, batch_size=2)
     args = (model, fl.params_of(model), RAGGED, COHORT, batches)
-    expected, _ = in_order(train_cohort(*args, lr=0.1, strategy="stacked"))
+    expected, _ = in_order(fl.map_clients(*args, lr=0.1, strategy="stacked"))
     said = r"compile failed \(no compiler here says the linker\): .*uncompiled"
     with pytest.warns(RuntimeWarning, match=said):
-        found, _ = in_order(train_cohort(*args, lr=0.1, strategy="compiled"))
+        found, _ = in_order(fl.map_clients(*args, lr=0.1, strategy="compiled"))
     assert far(found, expected) == 0
-    again, _ = in_order(train_cohort(*args, lr=0.1, strategy="compiled"))  # said once
+    again, _ = in_order(fl.map_clients(*args, lr=0.1, strategy="compiled"))  # said once
     assert far(again, expected) == 0
 
 

@@ -240,7 +240,7 @@ def refused_before_work(tmp_path, monkeypatch, error, message, change):
     def no_work(*args, **kwargs):
         raise AssertionError("a round was run")
 
-    monkeypatch.setattr("fedlib.fedavg.run_round", no_work)
+    monkeypatch.setattr("fedlib.cohort.Plan.sum", no_work)
     run = dict(model=fl.MLP((1, 4, 4), 3).double(), clients=federation(), config=CONFIG, seed=0)
     run |= dict(checkpoint=tmp_path / "run")
     with pytest.raises(error, match=message):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fedlib as fl
-from fedlib.engine import Strategy, train_cohort
+from fedlib.strategy import Strategy
 
 PAGE = Path(__file__).parent.parent / "book" / "models.md"
 D, CLASSES = 8, 3
@@ -267,12 +267,10 @@ def draw(clients, local_steps):
 
 def train(model, clients, strategy, local_steps=3):
     """Weighted averages of the cohort's parameters, by name."""
-    jobs = train_cohort(
-        model, fl.params_of(model), clients, COHORT, draw(clients, local_steps), lr=0.1,
-        strategy=strategy, then=lambda trained: trained.total()[0],
-    )  # fmt: skip
-    weight = clients.sizes[COHORT].sum()
-    return {name: sum(job[name] for job in jobs) / weight for name in jobs[0]}
+    params = fl.params_of(model)
+    batches = draw(clients, local_steps)
+    total = fl.sum_clients(model, params, clients, COHORT, batches, lr=0.1, strategy=strategy)
+    return params | total.average(params)
 
 
 def by_torch(make, clients, local_steps=3):

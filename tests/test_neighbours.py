@@ -13,7 +13,6 @@ from torch import nn
 
 import fedlib as fl
 from fedlib import linear
-from fedlib.engine import train_cohort
 from fedlib.fedavg import draw_round
 
 HEAD_STEPS = 2
@@ -65,7 +64,7 @@ def put(model, params):
 def rounds(clients, config, seed, local_steps):
     for t in range(config.num_rounds):
         rng = np.random.default_rng([seed, t])
-        cohort, batches = draw_round(clients, config, rng=rng, local_steps=local_steps)
+        cohort, batches = draw_round(clients, replace(config, local_steps=local_steps), rng=rng)
         yield cohort, batches, clients.sizes[cohort].tolist()
 
 
@@ -585,27 +584,31 @@ def test_clients_may_start_from_parameters_of_their_own():
     ]
     params = fl.params_of(model)
     for strategy in ("loop", "stacked"):
-        jobs = train_cohort(
-            model, params, clients, cohort, batches, lr=0.1, own=own, strategy=strategy
+        trained = fl.map_clients(
+            model, params, clients, cohort, batches, lr=0.1, client_params=own, strategy=strategy
         )
-        for job in jobs:
-            for row, place in enumerate(job.places):
-                client = copy.deepcopy(model)
-                put(client, {"head.bias": own["head.bias"][place]})
-                steps(client, client.parameters(), clients[cohort[place]], batches[place], 0.1)
-                found = {name: p[row] for name, p in job.params.items()}
-                assert distance(found, fl.params_of(client)) < 1e-13
+        for place in range(len(cohort)):
+            client = copy.deepcopy(model)
+            put(client, {"head.bias": own["head.bias"][place]})
+            steps(client, client.parameters(), clients[cohort[place]], batches[place], 0.1)
+            found = {name: p[place] for name, p in trained.params.items()}
+            assert distance(found, fl.params_of(client)) < 1e-13
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
         ({"head.bias": torch.zeros(1, 3)}, "Invalid head.bias of 1 rows"),
-        ({"neck": torch.zeros(2, 3)}, "Invalid own: neck is no parameter. Use names of params."),
+        (
+            {"neck": torch.zeros(2, 3)},
+            "Invalid client_params: neck is no parameter. Use names of params.",
+        ),
     ],
 )
 def test_starts_of_their_own_are_checked(own, message):
     clients, model = federation(), mlp()
     rows = [np.array([[0, 1]])] * 2
     with pytest.raises(ValueError, match=message):
-        train_cohort(model, fl.params_of(model), clients, np.array([0, 1]), rows, lr=0.1, own=own)
+        fl.map_clients(
+            model, fl.params_of(model), clients, np.array([0, 1]), rows, lr=0.1, client_params=own
+        )

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 import threading
 import tracemalloc
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fedlib as fl
 from fedlib import validate
-from fedlib.engine import Strategy, train_cohort
+from fedlib.strategy import Strategy
 
 CONFIG = fl.FedAvgConfig(num_rounds=2, local_steps=3, cohort_size=3, batch_size=4, client_lr=0.1)
 
@@ -87,7 +88,7 @@ def test_every_entrance_says_that_dtypes_differ(as_readers_run_it, call):
         (torch.ones(1), 1.0, TypeError, "Invalid targets of type float"),
     ],
 )
-@pytest.mark.parametrize("loss", [fl.task_loss, fl.local.example_losses])
+@pytest.mark.parametrize("loss", [fl.task_loss, fl.losses.example_losses])
 def test_a_loss_takes_one_row_per_target(as_readers_run_it, loss, outputs, targets, error, message):
     with pytest.raises(error, match=message):
         loss(outputs, targets)
@@ -123,9 +124,9 @@ def test_positions_of_another_client_are_refused():
     model, clients = mlp(), federation()
     rows = [np.array([[0, 5]]), np.array([[0, 1]])]
     with pytest.raises(ValueError, match="reach from 0 to 5, but the client has 5 examples"):
-        train_cohort(model, fl.params_of(model), clients, np.array([0, 1]), rows, lr=0.1)
+        fl.map_clients(model, fl.params_of(model), clients, np.array([0, 1]), rows, lr=0.1)
     with pytest.raises(ValueError, match="clients are 0 to 3"):
-        train_cohort(model, fl.params_of(model), clients, np.array([4]), rows[1:], lr=0.1)
+        fl.map_clients(model, fl.params_of(model), clients, np.array([4]), rows[1:], lr=0.1)
 
 
 def test_a_label_that_was_written_later_is_refused():
@@ -458,7 +459,7 @@ def test_probes_agree_up_to_rounding():
 
 
 def test_a_checkpoint_without_a_probe_is_still_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedlib.fedavg.probe", lambda *_: None)
+    monkeypatch.setattr(sys.modules["fedlib.fedavg"], "probe", lambda *_: None)
     run(acting(), checkpoint=tmp_path / "run")
     monkeypatch.undo()
     longer = replace(CONFIG, num_rounds=3)

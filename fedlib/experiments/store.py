@@ -27,47 +27,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from importlib import metadata, resources
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from fedlib._checks import check_type
-
-PROVENANCE = ("command", "commit", "date", "device", "seeds", "versions", "wall_seconds")
-"""What every stored result says about itself."""
+from fedlib.stored import PROVENANCE, load_result
 
 LIBRARY = Path(__file__).parent.parent
-
-
-def load_result(name: str) -> dict:
-    """Load a result stored with the book.
-
-    Args:
-        name: the experiment's name, for example "puzzle".
-
-    Returns:
-        The stored record; ``["provenance"]`` says how it was made.
-
-    Raises:
-        FileNotFoundError: if no such result is stored.
-
-    Example:
-        >>> sorted(load_result("puzzle"))
-        ['chosen', 'design', 'final', 'provenance', 'tuning']
-    """
-    check_type("name", name, str, 'Use name="puzzle", say.')
-    folder = resources.files("fedlib.results")
-    file = folder / f"{name}.json"
-    names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
-    if name not in names:
-        raise FileNotFoundError(
-            f'Invalid name="{name}": no such stored result. Use one of {names}, or run '
-            f"python -m fedlib.experiments {name}."
-        )
-    return json.loads(file.read_text())
 
 
 def save_result(path: Path, record: Mapping) -> None:

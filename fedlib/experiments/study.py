@@ -46,9 +46,10 @@ from fedlib.experiments.store import (
     save_result,
 )
 from fedlib.fedavg import FedAvgConfig, History, run_fedavg
+from fedlib.fedrep import run_fedrep
 from fedlib.models import Params, params_of
-from fedlib.neighbours import run_fedrep, run_scaffold
-from fedlib.steps import per_fedavg, proximal, sgd
+from fedlib.rules import per_fedavg, proximal, sgd
+from fedlib.scaffold import run_scaffold
 
 ROUNDS, MOST_STEPS, COHORT_SIZE, BATCH_SIZE = 40, 50, 10, 10
 """FedAvg's rounds with the most local steps; their product with the cohort is a run's budget."""

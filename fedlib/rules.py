@@ -1,7 +1,17 @@
 """Rules for one local step: pure functions of parameters and gradients."""
 
-__all__ = ["LocalStep", "control_variate", "momentum", "per_fedavg", "proximal", "sgd"]
+__all__ = [
+    "LocalStep",
+    "clip_by_global_norm",
+    "control_variate",
+    "momentum",
+    "per_fedavg",
+    "proximal",
+    "sgd",
+    "weight_decay",
+]
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,17 +27,23 @@ class LocalStep(NamedTuple):
     """An optimiser that a client starts afresh in every round, as two pure functions.
 
     The tensors may carry a leading client axis: a rule that acts entry by entry does for a stack of
-    clients what it does for one. A rule is tried before a run; one that does more, such as clipping
-    by the length of a client's whole gradient, has its clients run one by one. New values are
-    returned, the same for the same numbers; nothing is written in place.
+    clients what it does for one. A rule that does more, such as clipping by the length of a
+    client's whole gradient, says ``entrywise=False``: it is given one client at a time, by every
+    strategy. A rule is tried before a run: if it does more and does not say so, its clients run
+    one by one. New values are returned, the same for the same numbers; nothing is written in place.
+
+    A rule that draws takes a further argument ``generator`` in ``update``: a ``torch.Generator`` on
+    the CPU, keyed by (seed, round, client, step). It is given one client at a time, too, and draws
+    the same numbers by every strategy, on every rank, and after resuming.
 
     Attributes:
         name: tells the rule and its constants; part of a checkpoint's identity.
-        init: ``(params, extra) -> state`` before the first step. ``extra`` is what
-            ``train_cohort`` was given for the client, one tensor per parameter, or None.
+        init: ``(params, extra) -> state`` before the first step. ``extra`` is the client's part of
+            the ``client_state`` that ``map_clients`` was given, one tensor per parameter, or None.
         update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``: a
             float, or in compiled steps a scalar tensor.
         period: steps that belong together; the number of local steps must be a multiple of it.
+        entrywise: whether the rule acts entry by entry.
 
     Example:
         >>> sign = LocalStep(
@@ -44,8 +60,9 @@ class LocalStep(NamedTuple):
 
     name: str
     init: Callable[[Tensors, Tensors | None], object]
-    update: Callable[[Tensors, Tensors, object, float | Tensor], tuple[Tensors, object]]
+    update: Callable[..., tuple[Tensors, object]]
     period: int = 1
+    entrywise: bool = True
 
 
 def _descend(params: Tensors, directions: Tensors, lr: float | Tensor) -> Tensors:
@@ -139,11 +156,73 @@ def per_fedavg(inner_lr: float) -> LocalStep:
     return LocalStep(f"per_fedavg({inner_lr})", lambda params, extra: None, update, period=2)
 
 
+def weight_decay(rate: float, rule: LocalStep = sgd) -> LocalStep:
+    r"""Return a rule whose gradients pull parameters to zero: :math:`g+\lambda\theta`.
+
+    Args:
+        rate: weight λ of the penalty :math:`\frac{\lambda}{2}\lVert\theta\rVert^2`, positive.
+        rule: what is done with these gradients.
+
+    Returns:
+        The rule; over ``sgd``, equal to ``torch.optim.SGD(..., weight_decay=rate)``.
+    """
+    rate = check_positive("rate", rate)
+
+    def change(params: Tensors, grads: Tensors) -> Tensors:
+        return [torch.add(g, p, alpha=rate) for p, g in zip(params, grads, strict=True)]
+
+    return _with_gradients(f"weight_decay({rate}, {rule.name})", rule, change)
+
+
+def clip_by_global_norm(max_norm: float, rule: LocalStep = sgd) -> LocalStep:
+    r"""Return a rule whose gradients are no longer than ``max_norm``, over all parameters.
+
+    :math:`g\min(1,c/\lVert g\rVert)`, with the length of the client's whole gradient.
+
+    Args:
+        max_norm: the length c, positive.
+        rule: what is done with these gradients.
+
+    Returns:
+        The rule; what ``torch.nn.utils.clip_grad_norm_`` before each step does, but for the 1e-6
+        that it adds to the length.
+
+    Example:
+        >>> rule = clip_by_global_norm(5.0)
+        >>> rule.update([torch.zeros(2)], [torch.tensor([6.0, 8.0])], None, 1.0)
+        ([tensor([-3., -4.])], None)
+    """
+    max_norm = check_positive("max_norm", max_norm)
+
+    def change(params: Tensors, grads: Tensors) -> Tensors:
+        length = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
+        scale = (max_norm / length).clamp(max=1)  # infinite, and so 1, for a gradient of zero
+        return [g * scale for g in grads]
+
+    name = f"clip_by_global_norm({max_norm}, {rule.name})"
+    return _with_gradients(name, rule, change)._replace(entrywise=False)
+
+
+def _with_gradients(
+    name: str, rule: LocalStep, change: Callable[[Tensors, Tensors], Tensors]
+) -> LocalStep:
+    """Return a rule that is given changed gradients."""
+    draws = "generator" in inspect.signature(rule.update).parameters
+
+    def update(params, grads, state, lr):
+        return rule.update(params, change(params, grads), state, lr)
+
+    def drawing(params, grads, state, lr, generator):
+        return rule.update(params, change(params, grads), state, lr, generator=generator)
+
+    return rule._replace(name=name, update=drawing if draws else update)
+
+
 def _correct(params: Tensors, extra: Tensors | None) -> Tensors:
     if extra is None:
         raise ValueError(
-            "Invalid extra=None: control_variate corrects each client's gradients. "
-            "Give train_cohort the corrections, one row per client of the cohort."
+            "Invalid client_state=None: control_variate corrects each client's gradients. "
+            "Give map_clients the corrections as client_state, one row per client of the cohort."
         )
     return extra
 

@@ -1,0 +1,23 @@
+"""What ``import fedlib`` loads, and what it leaves for later."""
+
+import subprocess
+import sys
+from importlib import resources
+
+
+def test_what_takes_long_to_load_waits_until_it_is_asked_for():
+    script = """
+import sys, fedlib as fl
+late = {"matplotlib", "scipy", "sklearn", "pooch", "fedlib.linear", "fedlib.experiments"}
+assert not late & set(sys.modules), late & set(sys.modules)
+fl.plot, fl.linear, fl.reference, fl.experiments.puzzle
+assert {"matplotlib", "fedlib.linear", "fedlib.experiments.puzzle"} <= set(sys.modules)
+assert set(fl.__all__) <= set(dir(fl))
+assert all(hasattr(fl, name) for name in fl.__all__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_types_are_there_for_checkers():
+    assert resources.files("fedlib").joinpath("py.typed").is_file()
