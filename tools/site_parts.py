@@ -161,9 +161,9 @@ class FoldCells(SphinxPostTransform):
 
 def fold(cell: nodes.container, source: str, names: dict[str, str]) -> str:
     """What a cell's code is for, if it is to be folded."""
-    check = re.match(r"# check: (\S+)", source)
+    check = re.match("# check: (.+)", source)
     if check:
-        return f"code that checks {names[check[1]]}"
+        return "code that checks " + " and ".join(names[label] for label in check[1].split(", "))
     if any(cell.findall(nodes.image)):
         return "code of this figure"
     return "code" if "hide_mode" in cell else ""
