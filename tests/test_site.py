@@ -251,10 +251,10 @@ def axe():
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", site_check.WIDTHS)
 def test_pages_are_sound(browser, site, address, axe, device, scheme):
-    width = site_check.WIDTHS[device]
-    found = site_check.faults(
-        browser, site, address, built_pages(), width=width, scheme=scheme, axe=axe
-    )
+    options = dict(width=site_check.WIDTHS[device], scheme=scheme)
+    if device == "desktop":  # a phone shows the same elements in the same colours
+        options["axe"] = axe
+    found = site_check.faults(browser, site, address, built_pages(), **options)
     assert not found, f"{device}, {scheme}:\n" + "\n".join(found)
 
 

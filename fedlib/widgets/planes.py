@@ -39,7 +39,7 @@ class TwoPlanes(Interactive, module="two_planes"):
         >>> planes = TwoPlanes(local_steps=1, spread=360.0)
         >>> planes
         TwoPlanes(local_steps=1, spread=360.0)
-        >>> print(f'{planes.numbers()["distance"][-1]:.6f} {planes.numbers()["floor"]:.6f}')
+        >>> print(f"{planes.numbers()['distance'][-1]:.6f} {planes.numbers()['floor']:.6f}")
         0.866025 0.866025
         >>> bool(TwoPlanes().numbers()["distance"][-1] < 0.01)
         True
