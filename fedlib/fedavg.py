@@ -379,6 +379,11 @@ def draw_round(
 
     Returns:
         The clients' ids, and an array of positions, (local_steps, batch), for each.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if the cohort is larger than the federation, empty, or names no client of it,
+            or there are too many steps.
     """
     check_round(clients, config, sgd)
     check_rng(rng)
@@ -439,6 +444,7 @@ def run_round(
             looked at once, and again only when something about them has changed.
     """
     check_rng(rng)
+    check_type("params", params, dict, "Use params_of(model), or the params of a result.")
     algorithm = _fedavg(
         model, clients, config, rule=step, loss=loss, server_rule=None, cohort=None,
         strategy=strategy, augment=None, weights=None, lr_schedule=None, params=params, once=True,

@@ -79,7 +79,7 @@ def fedadam(
         lr: step size η of the server, positive.
         beta1: share of m that is kept, in [0, 1).
         beta2: share of v that is kept, in [0, 1).
-        eps: ε, positive; the larger, the less the steps adapt.
+        eps: ε, in (0, 1e19]; the larger, the less the steps adapt.
 
     Reference:
         Reddi et al. (2021), Adaptive federated optimization, Algorithm 2.

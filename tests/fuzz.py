@@ -447,6 +447,17 @@ CASES = {
     "ClientData.split": Case(_of(_clients, "split"), lambda: dict(fraction=0.5, rng=_rng())),
     "ClientData[]": Case(_of(_clients, "__getitem__"), lambda: dict(client=1)),
     "Algorithm": Case(_halved, _halving),
+    "Algorithm.identity, stored": Case(
+        lambda identity: fl.run(
+            fl.Algorithm(**_halving() | {"identity": {"it": identity}}),
+            _model(),
+            num_rounds=1,
+            seed=1,
+            checkpoint=tempfile.mkdtemp(dir=".") + "/run",
+            progress=False,
+        ),
+        lambda: dict(identity=lambda: [1, "a"]),
+    ),
     "Algorithm.init, what it returns": Case(
         lambda state: _halved(init=lambda params: state), lambda: dict(state=_params())
     ),
@@ -487,7 +498,9 @@ CASES = {
         fl.FedAvgConfig,
         lambda: dict(num_rounds=2, local_epochs=2, cohort_size=2, batch_size=2, client_lr=0.1),
     ),
-    "FedAvgConfig.steps_of": Case(_of(_config, "steps_of"), lambda: dict(size=4)),
+    "FedAvgConfig.steps_of": Case(
+        _of(lambda: _config(local_steps=None, local_epochs=2), "steps_of"), lambda: dict(size=4)
+    ),
     "FedAvgConfig": Case(
         fl.FedAvgConfig,
         lambda: dict(
@@ -550,6 +563,15 @@ CASES = {
         lambda: dict(
             model=_model(), params=[_params() for _ in range(3)], clients=_clients(), metric="loss"
         ),
+    ),
+    "evaluate, metric returns": Case(
+        lambda returned: fl.evaluate(
+            _model(),
+            _params(),
+            _clients(),
+            metric=lambda *own: _scores(*own) if returned is None else returned,
+        ),
+        lambda: dict(returned=None),
     ),
     "evaluate, own metric": Case(
         fl.evaluate,
@@ -665,6 +687,15 @@ CASES = {
         lambda: dict(
             clients=_clients(), config=_config(), rng=_rng(), more_steps=1, ids=np.array([2, 0])
         ),
+    ),
+    "draw_round, full batches": Case(
+        lambda local_steps, more_steps: fl.draw_round(
+            _clients(),
+            _config(batch_size=None, local_steps=local_steps),
+            rng=_rng(),
+            more_steps=more_steps,
+        ),
+        lambda: dict(local_steps=2, more_steps=0),
     ),
     "map_clients": Case(fl.map_clients, _cohort_arguments),
     "map_clients, some": Case(
