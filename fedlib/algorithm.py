@@ -22,6 +22,7 @@ from fedlib._checks import (
     check_positive_int,
     check_type,
     refuse,
+    shown,
 )
 from fedlib.checkpoint import Checkpoint, RunState, leaves_of, run_identity
 from fedlib.models import Params, params_of
@@ -202,6 +203,10 @@ def run(
         RuntimeError: if another rank stopped.
     """
     check_type("algorithm", algorithm, Algorithm, "Use fedavg(model, clients, config), say.")
+    for name in ("init", "round", "params"):
+        function = getattr(algorithm, name)
+        check_callable(f"algorithm.{name}", function, "Write it as Algorithm says.")
+    check_type("algorithm.identity", algorithm.identity, dict, "Use a dict of JSON values by name.")
     return run_checked(
         algorithm,
         model,
@@ -269,7 +274,7 @@ def run_checked(
         """Ask ``stop``, on rank 0, whether what was recorded last is the end."""
         if not state.entries or state.entries[-1]["round_num"] != state.round_num:
             return False
-        return distributed.broadcast(rank == 0 and bool(stop(History.of(state.entries))))
+        return distributed.broadcast(rank == 0 and _truth(stop(History.of(state.entries))))
 
     try:
         rounds = range(state.round_num, num_rounds)
@@ -277,10 +282,12 @@ def run_checked(
             if stop is not None and ends_here(state):
                 break
             with own_modes(device):
-                played, found = algorithm.round(state.params, np.random.default_rng([seed, t]))
-            values, entries = dict(found), state.entries
-            loss = float(values.pop("loss", 0.0))
-            if not np.isfinite(loss) or not _finite(played):
+                found = algorithm.round(state.params, np.random.default_rng([seed, t]))
+            played, values, loss = _played(found)
+            entries = state.entries
+            if not (
+                np.isfinite(loss) and all(p.isfinite().all() for p in leaves_of(played).values())
+            ):
                 rate = algorithm.identity.get("client_lr")
                 than = "step size" if rate is None else f"client_lr smaller than {rate}"
                 raise FloatingPointError(
@@ -303,11 +310,26 @@ def run_checked(
     return RunResult(algorithm.params(state.params), History.of(state.entries), state.params)
 
 
-def _finite(state: State) -> bool:
-    return all(
-        _finite(part) if isinstance(part, dict) else bool(part.isfinite().all())
-        for part in state.values()
-    )
+def _truth(answer: object) -> bool:
+    try:
+        return bool(answer)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"Invalid stop: it returned {shown(answer)}. Return True or False."
+        ) from error
+
+
+def _played(found: object) -> tuple[State, dict[str, object], float]:
+    """Return what a round made: the state, what it recorded, and the loss."""
+    try:
+        state, values = found
+        values = dict(values)
+        return state, values, float(values.pop("loss", 0.0))
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"Invalid algorithm: its round returned {shown(found)}. Return the new state and a "
+            'dict of numbers by name, such as {"loss": 0.5}.'
+        ) from error
 
 
 def _measure(
@@ -322,7 +344,7 @@ def _measure(
     try:
         pairs = [*found.items(), *measured.items()]
         numbers = {_text(name): _numbers(value, num_clients) for name, value in pairs}
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"Invalid metrics: they returned {measured!r}. Return a dict of numbers by name, or of "
             "arrays with one number per client."

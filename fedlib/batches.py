@@ -1,6 +1,14 @@
 """Batches: which examples a client uses in a round, and how they are laid side by side."""
 
-__all__ = ["Batch", "all_of", "draw_batches", "gather", "merge_batches", "stack_batches"]
+__all__ = [
+    "LARGEST_DRAW",
+    "Batch",
+    "all_of",
+    "draw_batches",
+    "gather",
+    "merge_batches",
+    "stack_batches",
+]
 
 from collections.abc import Iterable, Sequence
 
@@ -67,6 +75,9 @@ def draw_batches(
 
 def all_of(size: int, local_steps: int) -> Int[np.ndarray, "local_steps batch"]:
     """Return the full batch of every step, as ``draw_batches``, but held once for all steps."""
+    if local_steps > LARGEST_DRAW:
+        use = f"local_steps <= {LARGEST_DRAW}"
+        refuse("local_steps", local_steps, "too many for one round", use)
     order = np.arange(size)  # not broadcast_to: torch warns of arrays that are read-only
     return np.lib.stride_tricks.as_strided(order, (local_steps, size), (0, order.itemsize))
 

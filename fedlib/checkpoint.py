@@ -64,7 +64,12 @@ def run_identity(identity: dict, seed: int, model: nn.Module) -> dict:
     start = digest_of(f"{model} {moving}", state)
     known = {name: value() if callable(value) else value for name, value in identity.items()}
     known |= {"seed": seed, "start": start}
-    return json.loads(json.dumps(known))  # as it will be read: a tuple becomes a list
+    try:
+        return json.loads(json.dumps(known))  # as it will be read: a tuple becomes a list
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"Invalid identity: {error}. Use texts, numbers, lists and dicts, as JSON has them."
+        ) from error
 
 
 def leaves_of(state: dict) -> dict[str, Tensor]:
@@ -107,6 +112,12 @@ def _named(state: dict) -> dict[str, tuple[list[str], Tensor]]:
 
 def _walk(state: object, path: list[str]) -> Iterator[tuple[list[str], Tensor]]:
     if isinstance(state, Tensor) and path:
+        if state.is_meta or state.layout != torch.strided:
+            where = "".join(f"[{name!r}]" for name in path)
+            raise TypeError(
+                f"Invalid state{where} of {state.layout} on {state.device}: no numbers in rows. "
+                "Use dense tensors."
+            )
         yield path, state
     elif isinstance(state, dict) and all(isinstance(name, str) for name in state):
         for name, part in state.items():

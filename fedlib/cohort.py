@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedlib import distributed
-from fedlib._checks import check_array, check_callable, check_rng, check_step_size, refuse
+from fedlib._checks import (
+    check_array,
+    check_callable,
+    check_names,
+    check_rng,
+    check_step_size,
+    check_type,
+    refuse,
+    shown,
+)
 from fedlib.batches import Batch, gather, merge_batches, stack_batches
 from fedlib.clients import ClientData
 from fedlib.compiled import compiled_loop
@@ -51,6 +60,10 @@ class WeightedSum(NamedTuple):
 
     def average(self, like: Params) -> Params:
         """Return the weighted average of the parameters, in the dtypes of ``like``."""
+        check_type("like", like, dict, "Use the parameters that the clients started from.")
+        for name in self.params:
+            remedy = "Use the parameters that the clients started from."
+            check_type(f"like[{name!r}]", like.get(name), Tensor, remedy)
         return {n: (total / self.weight).to(like[n].dtype) for n, total in self.params.items()}
 
     @property
@@ -213,8 +226,12 @@ def _planned(
 ) -> ClientParams | WeightedSum:  # fmt: skip
     lr = check_step_size("lr", lr)
     ready = check_model(model, params, clients, loss)
-    _check_positions(clients, cohort, batches)
-    trainable = trainable_of(model) if trainable is None else trainable
+    cohort, batches = _check_positions(clients, cohort, batches)
+    trainable = trainable_of(model) if trainable is None else check_names("trainable", trainable)
+    if weights is not None:
+        weights = check_array("weights", weights)
+        if weights.ndim != 1:
+            raise ValueError(f"Invalid weights: its shape is {weights.shape}. Use one row.")
     _check_rows(params, cohort, batches, weights, client_params, client_state, trainable)
     if rng is not None:
         check_rng(rng)
@@ -356,15 +373,21 @@ def plan(
 
 def _check_positions(
     clients: ClientData, cohort: np.ndarray, batches: Sequence[np.ndarray]
-) -> None:
+) -> tuple[np.ndarray, list[np.ndarray]]:
     cohort = check_array("cohort", cohort, kinds="iu")
     if cohort.ndim != 1 or (len(cohort) and not 0 <= cohort.min() <= cohort.max() < len(clients)):
         raise ValueError(
             f"Invalid cohort={cohort.tolist()}: the federation's clients are 0 to "
             f"{len(clients) - 1}. Use ids of clients."
         )
-    for client, rows in zip(cohort.tolist(), batches, strict=False):
-        check_batches(rows, int(clients.sizes[client]))
+    rows = isinstance(batches, np.ndarray) and batches.ndim == 3
+    if not (rows or isinstance(batches, Sequence)) or isinstance(batches, str | bytes):
+        use = "a list with what draw_batches returns for each client"
+        refuse("batches", batches, "not a list of arrays", use, error=TypeError)
+    sizes = clients.sizes[cohort].tolist()
+    if len(sizes) == len(batches):
+        batches = [check_batches(*own) for own in zip(batches, sizes, strict=True)]
+    return cohort, batches
 
 
 def _check_rows(
@@ -376,7 +399,12 @@ def _check_rows(
     client_state: Params | None,
     trainable: Collection[str],
 ) -> None:
-    own, state = client_params or {}, client_state or {}
+    remedy = "Use a dict of tensors by the names of parameters, or None."
+    own = {} if client_params is None else check_type("client_params", client_params, dict, remedy)
+    state = {} if client_state is None else check_type("client_state", client_state, dict, remedy)
+    for argument, tensors in {"client_params": own, "client_state": state}.items():
+        for name, rows in tensors.items():
+            check_type(f"{argument}[{name!r}]", rows, Tensor, remedy)
     given = [] if weights is None else [("weights", weights)]
     for name, values in [("batches", batches), *given, *state.items(), *own.items()]:
         if len(values) != len(cohort) or len(cohort) == 0:
@@ -384,7 +412,7 @@ def _check_rows(
                 f"Invalid {name} of {len(values)} rows: the cohort has {len(cohort)} clients. Give "
                 "one row for each client, and at least one client."
             )
-    lacking = [name for name in trainable if state and name not in state]
+    lacking = [name for name in trainable if client_state is not None and name not in state]
     if lacking:
         raise ValueError(
             f"Invalid client_state: {lacking[0]} is missing. Give one tensor for each trainable "
@@ -396,6 +424,28 @@ def _check_rows(
             raise ValueError(
                 f"Invalid {argument}: {unknown[0]} is no parameter. Use names of params."
             )
+    for name, rows in own.items():
+        p = params[name]
+        if rows.shape[1:] != p.shape or _kind(rows) != _kind(p):
+            _refuse_rows(f"client_params[{name!r}]", rows, p)
+    for name in trainable if state else ():
+        rows, p = state[name], params[name]
+        # What is broadcast along the axes of a stack must not take clients for something else.
+        fits = rows.ndim == p.ndim + 1 and all(
+            a in (1, b) for a, b in zip(rows.shape[1:], p.shape, strict=True)
+        )
+        wide = torch.promote_types(rows.dtype, p.dtype) != p.dtype
+        if not fits or wide or _kind(rows)[1:] != _kind(p)[1:]:
+            _refuse_rows(f"client_state[{name!r}]", rows, p)
+
+
+def _kind(p: Tensor) -> tuple:
+    return p.dtype, p.device, p.layout
+
+
+def _refuse_rows(name: str, rows: Tensor, p: Tensor) -> NoReturn:
+    what = f"not one row like {shown(p)} on {p.device} for each client"
+    refuse(name, rows, what, "torch.stack of tensors like the parameter")
 
 
 class _Cohort:
@@ -558,6 +608,13 @@ def _drawn(
         if augment is not None:
             rows = x if stack else [x]
             made = [augment(*own) for own in zip(rows, keys.at(step, AUGMENT), strict=True)]
+            for before, after in zip(rows, made, strict=True):
+                fits = isinstance(after, Tensor) and after.shape == before.shape
+                if not fits or _kind(after) != _kind(before):
+                    raise ValueError(
+                        f"Invalid augment: for {shown(before)} it returned {shown(after)}. Return "
+                        "a tensor of the same shape, dtype and device."
+                    )
             x = torch.stack(made) if stack else made[0]
         yield x, y, shares, keys.at(step, LOSS)
 

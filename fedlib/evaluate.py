@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from fedlib._checks import check_array, check_in, check_number, check_positive_int
+from fedlib._checks import check_array, check_callable, check_in, check_number, check_positive_int
 from fedlib.clients import ClientData
 from fedlib.losses import Loss, losses_by
 from fedlib.models import Params
@@ -52,6 +52,8 @@ def evaluate(
     own = None if isinstance(metric, str) else metric
     if own is None:
         check_in("metric", metric, ["accuracy", "loss"])
+    else:
+        check_callable("metric", own, 'Use "accuracy", "loss" or (outputs, targets) -> scores.')
     chunk = check_positive_int("chunk", chunk)
     check_clients(clients)
     if metric == "accuracy" and clients.targets.is_floating_point():

@@ -18,17 +18,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, Real
-from torch import nn
+from torch import Tensor, nn
 
 from fedlib._checks import (
     check_array,
     check_callable,
     check_indices,
+    check_int,
+    check_positive,
     check_positive_int,
     check_rng,
     check_step_size,
     check_type,
     refuse,
+    shown,
 )
 from fedlib.aggregate import server_step
 from fedlib.algorithm import Algorithm, History, Metrics, State, run_checked
@@ -112,6 +115,7 @@ class FedAvgConfig:
         """
         if self.local_steps is not None:
             return self.local_steps
+        size = check_positive_int("size", size)
         return self.local_epochs * max(1, size // (self.batch_size or size))
 
 
@@ -198,6 +202,7 @@ def _fedavg(
         check_callable("cohort", cohort, "Use a function (rng, round_num) -> ids of clients.")
     if lr_schedule is not None:
         check_callable("lr_schedule", lr_schedule, "Use a function from round_num to a factor.")
+        _scaled(config, lr_schedule, 0)
     if weights is not None:
         weights = check_array("weights", weights, (len(clients),)).astype(np.float64)
         if weights.min() <= 0:
@@ -212,7 +217,7 @@ def _fedavg(
             state["round"] = torch.tensor(0)
         if server is not None:
             moving = {name: params[name] for name in planned.trainable}
-            state["server"] = server.init(moving) or {}
+            state["server"] = _kept(server.init(moving))
         return state
 
     def play(state: State, rng: np.random.Generator) -> tuple[State, dict[str, float]]:
@@ -235,7 +240,8 @@ def _fedavg(
         if server is None:
             moved = server_step(before, average, server_lr=config.server_lr)
         else:
-            moved, kept = server.update(before, average, state.get("server") or None)
+            kept = state.get("server") or None
+            moved, kept = _updated(server.update(before, average, kept), before)
         params = params | moved
         found = {"loss": total.mean_loss}
         if not nested:
@@ -244,7 +250,7 @@ def _fedavg(
         if counts:
             new["round"] = state["round"] + 1
         if server is not None:
-            new["server"] = kept or {}
+            new["server"] = _kept(kept)
         return new, found
 
     identity = identity_of(
@@ -267,7 +273,8 @@ def _params(state: State) -> Params:
 
 
 def _scaled(config: FedAvgConfig, lr_schedule: Callable[[int], float], t: int) -> float:
-    return check_step_size(f"client_lr * lr_schedule({t})", config.client_lr * lr_schedule(t))
+    factor = check_positive(f"lr_schedule({t})", lr_schedule(t))
+    return check_step_size(f"client_lr * lr_schedule({t})", config.client_lr * factor)
 
 
 def _name(function: Callable | None) -> str | None:
@@ -280,6 +287,9 @@ def _name(function: Callable | None) -> str | None:
 def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> ServerRule | None:
     if rule is None or isinstance(rule, ServerRule):
         server = rule
+        for field in ("init", "update") if rule else ():
+            function = getattr(rule, field)
+            check_callable(f"server_rule.{field}", function, "Write it as ServerRule says.")
     else:
         use = "Use fedadam(0.01), a ServerRule, or a function (params, average, state)."
         check_callable("server_rule", rule, use)
@@ -287,6 +297,27 @@ def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> Se
     if server is not None and config.server_lr != 1:
         refuse("server_lr", config.server_lr, "the server rule has a step size of its own", "1.0")
     return server
+
+
+def _kept(state: State | None) -> State:
+    remedy = "Use tensors by name, in dicts, or None."
+    return {} if state is None else check_type("state of server_rule", state, dict, remedy)
+
+
+def _updated(found: object, before: Params) -> tuple[Params, State | None]:
+    """Return what a server rule returned, if it is parameters like those before, and a state."""
+    pair = "Return (params, state): new tensors by name, and the rule's state or None."
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise TypeError(f"Invalid server_rule: it returned {shown(found)}. {pair}")
+    moved, state = found
+    check_type("params returned by server_rule", moved, dict, pair)
+    for name, p in moved.items():
+        old = before.get(name)
+        alike = old is not None and isinstance(p, Tensor) and p.layout == old.layout
+        if not alike or (p.shape, p.dtype, p.device) != (old.shape, old.dtype, old.device):
+            what = f"params[{name!r}] returned by server_rule"
+            raise ValueError(f"Invalid {what}: {shown(p)} is not like the average's. {pair}")
+    return moved, state
 
 
 def check_round(clients: ClientData, config: FedAvgConfig, rule: LocalStep) -> None:
@@ -348,7 +379,15 @@ def draw_round(
 
     Returns:
         The clients' ids, and an array of positions, (local_steps, batch), for each.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if the cohort is larger than the federation, empty, or names no client of it,
+            or there are too many steps.
     """
+    check_round(clients, config, sgd)
+    check_rng(rng)
+    more_steps = check_int("more_steps", more_steps, minimum=0)
     size = config.cohort_size or clients.num_clients
     if ids is not None:
         cohort = check_indices("cohort", ids, clients.num_clients)
@@ -405,6 +444,7 @@ def run_round(
             looked at once, and again only when something about them has changed.
     """
     check_rng(rng)
+    check_type("params", params, dict, "Use params_of(model), or the params of a result.")
     algorithm = _fedavg(
         model, clients, config, rule=step, loss=loss, server_rule=None, cohort=None,
         strategy=strategy, augment=None, weights=None, lr_schedule=None, params=params, once=True,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlib._checks import check_in, check_int, check_positive_int, check_step_size
-from fedlib.batches import all_of, draw_batches
+from fedlib.batches import LARGEST_DRAW, all_of, draw_batches
 from fedlib.clients import ClientData
 from fedlib.cohort import plan
 from fedlib.losses import Loss
@@ -80,7 +80,7 @@ def fine_tune(
     Reference:
         Collins et al. (2022); Chapters 3 and 10.
     """
-    steps = check_positive_int("steps", steps)
+    steps = check_int("steps", steps, 1, LARGEST_DRAW)
     lr = check_step_size("lr", lr)
     part = check_in("part", part, ["all", "head", "body"])
     seed = check_int("seed", seed, minimum=0)

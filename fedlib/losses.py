@@ -72,7 +72,8 @@ def losses_by(
     draws = {} if generator is None else {"generator": generator}
     losses = loss(outputs, targets, **draws)
     n = len(targets)
-    if not isinstance(losses, Tensor) or losses.shape != (n,) or not losses.is_floating_point():
+    fits = isinstance(losses, Tensor) and losses.shape == (n,) and losses.is_floating_point()
+    if not fits or losses.layout != torch.strided:
         raise ValueError(
             f"Invalid loss: for {n} examples it returns {shown(losses)}. Return one real number "
             f'per example, shape ({n},): reduction="none", and the mean over all other axes.'

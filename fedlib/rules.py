@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedlib._checks import check_number, check_positive
+from fedlib._checks import check_callable, check_number, check_positive, check_type
 
 Tensors = list[Tensor]
 
@@ -167,6 +167,7 @@ def weight_decay(rate: float, rule: LocalStep = sgd) -> LocalStep:
         The rule; over ``sgd``, equal to ``torch.optim.SGD(..., weight_decay=rate)``.
     """
     rate = check_positive("rate", rate)
+    check_type("rule", rule, LocalStep, "Use sgd, momentum(0.9) or a LocalStep.")
 
     def change(params: Tensors, grads: Tensors) -> Tensors:
         return [torch.add(g, p, alpha=rate) for p, g in zip(params, grads, strict=True)]
@@ -193,6 +194,7 @@ def clip_by_global_norm(max_norm: float, rule: LocalStep = sgd) -> LocalStep:
         ([tensor([-3., -4.])], None)
     """
     max_norm = check_positive("max_norm", max_norm)
+    check_type("rule", rule, LocalStep, "Use sgd, momentum(0.9) or a LocalStep.")
 
     def change(params: Tensors, grads: Tensors) -> Tensors:
         length = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
@@ -207,6 +209,7 @@ def _with_gradients(
     name: str, rule: LocalStep, change: Callable[[Tensors, Tensors], Tensors]
 ) -> LocalStep:
     """Return a rule that is given changed gradients."""
+    check_callable("rule.update", rule.update, "Write it as LocalStep says.")
     draws = "generator" in inspect.signature(rule.update).parameters
 
     def update(params, grads, state, lr):

@@ -79,13 +79,13 @@ def fedadam(
         lr: step size η of the server, positive.
         beta1: share of m that is kept, in [0, 1).
         beta2: share of v that is kept, in [0, 1).
-        eps: ε, positive; the larger, the less the steps adapt.
+        eps: ε, in (0, 1e19]; the larger, the less the steps adapt.
 
     Reference:
         Reddi et al. (2021), Adaptive federated optimization, Algorithm 2.
     """
 
-    def second(v: Tensor, square: Tensor) -> Tensor:
+    def second(v: Tensor, square: Tensor, beta2: float) -> Tensor:
         return beta2 * v + (1 - beta2) * square
 
     return _adaptive("fedadam", lr, beta1, beta2, eps, second)
@@ -108,7 +108,7 @@ def fedyogi(
         Reddi et al. (2021), Adaptive federated optimization, Algorithm 2.
     """
 
-    def second(v: Tensor, square: Tensor) -> Tensor:
+    def second(v: Tensor, square: Tensor, beta2: float) -> Tensor:
         return v - (1 - beta2) * square * torch.sign(v - square)
 
     return _adaptive("fedyogi", lr, beta1, beta2, eps, second)
@@ -120,11 +120,12 @@ def _adaptive(
     beta1: float,
     beta2: float,
     eps: float,
-    second: Callable[[Tensor, Tensor], Tensor],
+    second: Callable[[Tensor, Tensor, float], Tensor],
 ) -> ServerRule:
-    lr, eps = check_positive("lr", lr), check_positive("eps", eps)
-    for argument, value in {"beta1": beta1, "beta2": beta2}.items():
-        check_number(argument, value, least=0, below=1)
+    lr = check_positive("lr", lr)
+    beta1 = check_number("beta1", beta1, least=0, below=1)
+    beta2 = check_number("beta2", beta2, least=0, below=1)
+    eps = check_number("eps", eps, above=0, most=1e19)  # float32 ends at the square
 
     def init(params: Params) -> dict:
         zeros = {n: torch.zeros_like(p) for n, p in params.items()}
@@ -133,7 +134,7 @@ def _adaptive(
     def update(params: Params, average: Params, state: dict) -> tuple[Params, dict]:
         ways = {n: average[n] - p for n, p in params.items()}
         m = {n: beta1 * state["m"][n] + (1 - beta1) * way for n, way in ways.items()}
-        v = {n: second(state["v"][n], way.square()) for n, way in ways.items()}
+        v = {n: second(state["v"][n], way.square(), beta2) for n, way in ways.items()}
         return {n: p + lr * m[n] / (v[n].sqrt() + eps) for n, p in params.items()}, {"m": m, "v": v}
 
     return ServerRule(f"{name}({lr}, {beta1}, {beta2}, {eps})", init, update)

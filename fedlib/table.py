@@ -4,6 +4,7 @@ __all__ = ["Table", "table"]
 
 import html
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -228,6 +229,9 @@ def _number(value: Real, spec: str) -> str:
 
 
 def _text(cell: object, spec: str) -> str:
+    for part in cell if isinstance(cell, tuple) else (cell,):
+        if isinstance(part, Integral) and abs(int(part)) > sys.float_info.max:
+            refuse("rows", cell, "more than double precision holds", "smaller numbers, or texts")
     if cell is None:
         return ""
     if isinstance(cell, str):

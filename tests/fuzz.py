@@ -334,17 +334,78 @@ def _sign(params: list, grads: list, state: object, lr: float) -> tuple[list, ob
     return [p - lr * g.sign() for p, g in zip(params, grads, strict=True)], state
 
 
+def _loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def _scores(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(1) == targets).float()
+
+
+def _federation() -> dict:
+    return dict(model=_model(), clients=_clients(), config=_config())
+
+
 def _run_arguments() -> dict:
-    return dict(
-        model=_model(),
-        clients=_clients(),
-        config=_config(),
+    return _federation() | dict(
         seed=1,
         metrics=lambda params: {"one": 1.0},
         eval_every=1,
         checkpoint=None,
         progress=False,
         strategy="auto",
+        loss=_loss,
+        stop=lambda history: False,
+    )
+
+
+def _doors() -> dict:
+    return dict(
+        server_rule=lambda params, average, state: (average, state),
+        cohort=lambda rng, round_num: [2, 0],
+        augment=lambda inputs, generator: inputs,
+        weights=np.array([1.0, 2.0, 0.5]),
+        lr_schedule=lambda round_num: 0.5,
+    )
+
+
+def _brought(**more: object) -> object:
+    """A run with something of the reader's in it."""
+    return fl.run_fedavg(**_federation(), seed=1, progress=False, **more)
+
+
+def _halving() -> dict:
+    return dict(
+        init=lambda params: params,
+        round=lambda state, rng: ({n: p / 2 for n, p in state.items()}, {"loss": 0.0}),
+        params=lambda state: state,
+        identity={"algorithm": "halve"},
+    )
+
+
+def _halved(**more: object) -> object:
+    algorithm = fl.Algorithm(**_halving() | more)
+    return fl.run(algorithm, _model(), num_rounds=2, seed=1, progress=False)
+
+
+def _cohort_arguments() -> dict:
+    batches = [np.array([[0, 1], [2, 3]]), np.array([[3, 0], [1, 2]])]
+    return dict(
+        model=_model(),
+        params=_params(),
+        clients=_clients(),
+        cohort=np.array([2, 0]),
+        batches=batches,
+        lr=0.1,
+        rule=fl.control_variate,
+        client_params={"head.bias": torch.zeros(2, 3)},
+        client_state={n: torch.zeros(2, *p.shape) for n, p in _params().items()},
+        strategy="auto",
+        loss=_loss,
+        augment=lambda inputs, generator: inputs,
+        trainable=None,
+        weights=np.array([1.0, 2.0]),
+        rng=_rng(),
     )
 
 
@@ -385,6 +446,61 @@ CASES = {
     "ClientData.select": Case(_of(_clients, "select"), lambda: dict(ids=np.array([2, 0]))),
     "ClientData.split": Case(_of(_clients, "split"), lambda: dict(fraction=0.5, rng=_rng())),
     "ClientData[]": Case(_of(_clients, "__getitem__"), lambda: dict(client=1)),
+    "Algorithm": Case(_halved, _halving),
+    "Algorithm.identity, stored": Case(
+        lambda identity: fl.run(
+            fl.Algorithm(**_halving() | {"identity": {"it": identity}}),
+            _model(),
+            num_rounds=1,
+            seed=1,
+            checkpoint=tempfile.mkdtemp(dir=".") + "/run",
+            progress=False,
+        ),
+        lambda: dict(identity=lambda: [1, "a"]),
+    ),
+    "Algorithm.init, what it returns": Case(
+        lambda state: _halved(init=lambda params: state), lambda: dict(state=_params())
+    ),
+    "Algorithm.round, what it returns": Case(
+        lambda state, metrics, loss: _halved(
+            round=lambda before, rng: (state, {"loss": loss, "more": metrics})
+        ),
+        lambda: dict(state=_params(), metrics=1.0, loss=0.5),
+    ),
+    "Algorithm.round, in a pair": Case(
+        lambda pair, metrics: _halved(
+            round=lambda state, rng: (state, metrics) if pair is None else pair,
+        ),
+        lambda: dict(pair=None, metrics={"loss": 0.5}),
+    ),
+    "ServerRule": Case(
+        lambda **rule: _brought(server_rule=fl.ServerRule(**rule)),
+        lambda: fl.fedavgm()._asdict(),
+    ),
+    "ServerRule.init, what it returns": Case(
+        lambda state: _brought(
+            server_rule=fl.ServerRule("own", lambda params: state, lambda p, a, s: (a, s))
+        ),
+        lambda: dict(state={"a": torch.zeros(1)}),
+    ),
+    "ServerRule.update, what it returns": Case(
+        lambda params, state: _brought(server_rule=lambda p, a, s: (params, state)),
+        lambda: dict(params=_params(), state={"a": torch.zeros(1)}),
+    ),
+    "ServerRule.update, in a pair": Case(
+        lambda pair: _brought(server_rule=lambda p, a, s: (a, s) if pair is None else pair),
+        lambda: dict(pair=None),
+    ),
+    "WeightedSum.average": Case(
+        _of(lambda: fl.sum_clients(**_cohort_arguments()), "average"), lambda: dict(like=_params())
+    ),
+    "FedAvgConfig, epochs": Case(
+        fl.FedAvgConfig,
+        lambda: dict(num_rounds=2, local_epochs=2, cohort_size=2, batch_size=2, client_lr=0.1),
+    ),
+    "FedAvgConfig.steps_of": Case(
+        _of(lambda: _config(local_steps=None, local_epochs=2), "steps_of"), lambda: dict(size=4)
+    ),
     "FedAvgConfig": Case(
         fl.FedAvgConfig,
         lambda: dict(
@@ -448,6 +564,19 @@ CASES = {
             model=_model(), params=[_params() for _ in range(3)], clients=_clients(), metric="loss"
         ),
     ),
+    "evaluate, metric returns": Case(
+        lambda returned: fl.evaluate(
+            _model(),
+            _params(),
+            _clients(),
+            metric=lambda *own: _scores(*own) if returned is None else returned,
+        ),
+        lambda: dict(returned=None),
+    ),
+    "evaluate, own metric": Case(
+        fl.evaluate,
+        lambda: dict(model=_model(), params=_params(), clients=_clients(), metric=_scores),
+    ),
     "mean_interval": Case(
         fl.mean_interval, lambda: dict(values=np.array([0.0, 1.0, 3.0]), level=0.9)
     ),
@@ -463,6 +592,7 @@ CASES = {
             part="all",
             seed=0,
             strategy="auto",
+            loss=_loss,
         ),
     ),
     "fine_tune, head": Case(
@@ -503,6 +633,30 @@ CASES = {
     "momentum": Case(fl.momentum, lambda: dict(beta=0.5)),
     "proximal": Case(fl.proximal, lambda: dict(mu=0.5)),
     "per_fedavg": Case(fl.per_fedavg, lambda: dict(inner_lr=0.5)),
+    "weight_decay": Case(fl.weight_decay, lambda: dict(rate=0.5, rule=fl.momentum())),
+    "clip_by_global_norm": Case(
+        fl.clip_by_global_norm, lambda: dict(max_norm=0.5, rule=fl.momentum())
+    ),
+    "weight_decay, run": Case(
+        lambda rate: _brought(step=fl.weight_decay(rate)), lambda: dict(rate=0.5)
+    ),
+    "clip_by_global_norm, run": Case(
+        lambda max_norm: _brought(step=fl.clip_by_global_norm(max_norm)), lambda: dict(max_norm=0.5)
+    ),
+    "fedavgm": Case(fl.fedavgm, lambda: dict(lr=0.5, beta=0.9)),
+    "fedadam": Case(fl.fedadam, lambda: dict(lr=0.1, beta1=0.9, beta2=0.99, eps=0.01)),
+    "fedyogi": Case(fl.fedyogi, lambda: dict(lr=0.1, beta1=0.9, beta2=0.99, eps=0.01)),
+    **{
+        f"{rule.__name__}, run": Case(
+            lambda rule=rule, **constants: _brought(server_rule=rule(**constants)),
+            lambda constants=constants: constants.copy(),
+        )
+        for rule, constants in (
+            (fl.fedavgm, dict(lr=0.5, beta=0.9)),
+            (fl.fedadam, dict(lr=0.1, beta1=0.9, beta2=0.99, eps=0.01)),
+            (fl.fedyogi, dict(lr=0.1, beta1=0.9, beta2=0.99, eps=0.01)),
+        )
+    },
     "params_of": Case(fl.params_of, lambda: dict(model=_model())),
     "with_body": Case(fl.with_body, lambda: dict(model=_model(), params=_params())),
     "partition_by_class": Case(
@@ -525,9 +679,79 @@ CASES = {
             rng=_rng(),
             step=fl.sgd,
             strategy="auto",
+            loss=_loss,
         ),
     ),
-    "run_fedavg": Case(fl.run_fedavg, lambda: _run_arguments() | dict(step=fl.sgd)),
+    "draw_round": Case(
+        fl.draw_round,
+        lambda: dict(
+            clients=_clients(), config=_config(), rng=_rng(), more_steps=1, ids=np.array([2, 0])
+        ),
+    ),
+    "draw_round, full batches": Case(
+        lambda local_steps, more_steps: fl.draw_round(
+            _clients(),
+            _config(batch_size=None, local_steps=local_steps),
+            rng=_rng(),
+            more_steps=more_steps,
+        ),
+        lambda: dict(local_steps=2, more_steps=0),
+    ),
+    "map_clients": Case(fl.map_clients, _cohort_arguments),
+    "map_clients, some": Case(
+        fl.map_clients,
+        lambda: (
+            _cohort_arguments()
+            | dict(rule=fl.sgd, client_state=None, trainable=["head.weight", "head.bias"])
+        ),
+    ),
+    "sum_clients": Case(fl.sum_clients, _cohort_arguments),
+    "fedavg": Case(
+        fl.fedavg,
+        lambda: _federation() | _doors() | dict(rule=fl.sgd, loss=_loss, strategy="auto"),
+    ),
+    "fedrep": Case(
+        fl.fedrep, lambda: _federation() | dict(head_steps=1, strategy="auto", loss=_loss)
+    ),
+    "scaffold": Case(fl.scaffold, lambda: _federation() | dict(strategy="auto", loss=_loss)),
+    "run": Case(
+        fl.run,
+        lambda: dict(
+            algorithm=fl.fedavg(**_federation()),
+            model=_model(),
+            num_rounds=2,
+            seed=1,
+            metrics=lambda params: {"one": 1.0},
+            eval_every=1,
+            checkpoint=None,
+            progress=False,
+            stop=lambda history: False,
+        ),
+        runs_on=("num_rounds",),
+    ),
+    "run_fedavg": Case(fl.run_fedavg, lambda: _run_arguments() | _doors() | dict(step=fl.sgd)),
+    **{
+        f"run_fedavg, {argument} returns": Case(
+            lambda returned, argument=argument: _brought(**{argument: lambda *_: returned}), make
+        )
+        for argument, make in {
+            "cohort": lambda: dict(returned=np.array([2, 0])),
+            "lr_schedule": lambda: dict(returned=0.5),
+            "stop": lambda: dict(returned=False),
+            "metrics": lambda: dict(returned={"one": 1.0}),
+        }.items()
+    },
+    "run_fedavg, a number that metrics return": Case(
+        lambda value: _brought(metrics=lambda params: {"one": value}), lambda: dict(value=0.5)
+    ),
+    "run_fedavg, loss returns": Case(
+        lambda returned: _brought(loss=lambda o, y: o.mean(1) if returned is None else returned),
+        lambda: dict(returned=None),
+    ),
+    "run_fedavg, augment returns": Case(
+        lambda returned: _brought(augment=lambda x, g: x if returned is None else returned),
+        lambda: dict(returned=None),
+    ),
     "run_fedrep": Case(fl.run_fedrep, lambda: _run_arguments() | dict(head_steps=1)),
     "run_scaffold": Case(fl.run_scaffold, _run_arguments),
     **{
@@ -574,6 +798,36 @@ CASES = {
     ),
     "distributed.join": Case(_join, lambda: dict(device="cpu", threads=1, timeout=10.0)),
     "distributed.shard": Case(fl.distributed.shard, lambda: dict(work=np.array([3, 1]))),
+    "table": Case(
+        fl.table,
+        lambda: dict(
+            rows={"a": [fl.Interval(0.5, 0.1), 2], "b": [fl.Interval(0.25, 0.1), 1]},
+            columns=["", "accuracy", "steps"],
+            form=".2f",
+            mark={"accuracy": "highest in column"},
+            caption="c",
+            units=["", "s"],
+            note="n",
+        ),
+    ),
+    "table, blocks": Case(
+        fl.table,
+        lambda: dict(
+            rows={"A": {"a": [0.5, 2]}, "B": {"b": [0.25, 1]}},
+            columns=["", "accuracy", "steps"],
+            form=[".2f", ".0f"],
+            mark="lowest in row",
+            units="s",
+        ),
+    ),
+    "table, a cell": Case(
+        lambda cell: repr(fl.table({"a": [cell], "b": [1]}, ["", "c"], mark="highest in column")),
+        lambda: dict(cell=0.5),
+    ),
+    "table, an interval": Case(
+        lambda mean, half: repr(fl.table({"a": [(mean, half)]}, ["", "b"], mark="not 0")),
+        lambda: dict(mean=0.5, half=0.25),
+    ),
     "plot.use_style": Case(fl.plot.use_style, dict),
     "plot.show_images": Case(
         _drawn, lambda: dict(axes=_axes(), images=_images(), titles=["a"] * 12, columns=4)
@@ -680,6 +934,7 @@ CASES = {
 
 NOT_CALLED = {
     "ClassSimilarity": "a result",
+    "ClientParams": "a result",
     "DataError": "an exception",
     "FedAvgResult": "a result",
     "FedRepResult": "a result",
@@ -687,11 +942,15 @@ NOT_CALLED = {
     "Interval": "a result",
     "LocalResult": "a result",
     "Params": "a type",
+    "RunResult": "a result",
+    "Table": "a result",
+    "WeightedSum": "a result",
     "control_variate": "a rule without arguments",
     "distributed": "a module",
     "experiments": "a module of studies, not of the library",
     "linear": "a module",
     "plot": "a module",
+    "reference": "a module of Chapter 1's code, which checks nothing",
     "sgd": "a rule without arguments",
     "linear.Cohort": "a result",
     "linear.Condition": "a result",
