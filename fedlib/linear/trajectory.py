@@ -62,7 +62,7 @@ class Trajectory:
             if isinstance(round_num, bool | np.bool_):
                 raise TypeError
             return self.basis @ self.coords[round_num], self.w[round_num]
-        except (IndexError, TypeError, ValueError):
+        except (IndexError, OverflowError, TypeError, ValueError):
             last = len(self) - 1
             raise IndexError(
                 f"Invalid round_num={shown(round_num)}: the run has no such round. "
