@@ -137,10 +137,13 @@ def test_links_and_numbers_are_the_sites(path):
         (html / path.relative_to(ROOT).with_suffix(".html")).read_text("utf-8"), "html.parser"
     )
     prefix = f"{SITE}{path.relative_to(ROOT).with_suffix('.html').as_posix()}#"
+    compared = 0
     for label, target in LABELS.items():
-        if not target.address.startswith(prefix) or target.name == label:
+        numbered = re.fullmatch(r"(\w+) (\d+(?:\.\d+)*)", target.name)  # warm-ups have none
+        if not target.address.startswith(prefix) or not numbered:
             continue
-        kind, number = target.name.split()
+        kind, number = numbered.groups()
+        compared += 1
         element = own.find(id=target.address.removeprefix(prefix))
         if kind == "Equation":
             shown = element.select_one(".eqno").get_text()
@@ -149,6 +152,7 @@ def test_links_and_numbers_are_the_sites(path):
         else:
             shown = element.select_one(".admonition-title").get_text()
         assert re.search(r"\d+(\.\d+)*", shown).group() == number, label
+    assert compared or not path.stem[0].isdigit()
 
 
 # ---- The translator ----
