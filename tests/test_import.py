@@ -19,5 +19,19 @@ assert all(hasattr(fl, name) for name in fl.__all__)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_first_run_loads_no_compiler():
+    script = """
+import sys, numpy as np, torch, fedlib as fl
+clients = fl.ClientData(torch.ones(6, 2), torch.ones(6), np.array([2, 4]))
+config = fl.FedAvgConfig(
+    num_rounds=2, local_steps=2, cohort_size=None, batch_size=None, client_lr=0.1
+)
+fl.run_fedavg(fl.LinearNet(2, 1), clients, config, seed=0, progress=False)
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_types_are_there_for_checkers():
     assert resources.files("fedlib").joinpath("py.typed").is_file()

@@ -643,3 +643,27 @@ def test_a_truth_value_is_no_round(as_readers_run_it):
 def test_floats_longer_than_float64_are_finite_in_it_or_refused(as_readers_run_it):
     with pytest.raises(ValueError, match="Invalid B: NaN or infinity"):
         linear.subspace_distance(np.array([[np.longdouble("1e4000")]]), np.eye(1))
+
+
+@pytest.mark.parametrize("num_clients", [9, 30])  # nine are so few that they are whitened otherwise
+def test_random_tasks_do_not_depend_on_the_signs_that_lapack_gives(num_clients, monkeypatch):
+    def drawn():
+        rng = np.random.default_rng(4)
+        return linear.LinearTasks.random(12, 8, num_clients, rng=rng, condition=1e5)
+
+    before, real = drawn(), {name: getattr(np.linalg, name) for name in ("svd", "eigh")}
+
+    def other_svd(A, full_matrices=True):
+        U, s, Vt = real["svd"](A, full_matrices=full_matrices)
+        signs = (-1.0) ** np.arange(len(s))
+        U[:, : len(s)] *= signs
+        Vt[: len(s)] *= signs[:, None]
+        return U, s, Vt
+
+    def other_eigh(A):
+        values, vectors = real["eigh"](A)
+        return values, -vectors
+
+    monkeypatch.setattr(np.linalg, "svd", other_svd)
+    monkeypatch.setattr(np.linalg, "eigh", other_eigh)
+    assert np.allclose(drawn().heads, before.heads, rtol=0, atol=1e-9)

@@ -132,7 +132,8 @@ class LinearTasks:
         heads -= heads.mean(axis=0)
         values, vectors = np.linalg.eigh(_moment(heads))
         if not values[-1] < 1e4 * values[0]:  # few heads: squares would lose too many digits
-            U = np.linalg.svd(_rows(heads), full_matrices=False)[0] * math.sqrt(num_clients)
+            U, _, Vt = np.linalg.svd(_rows(heads), full_matrices=False)
+            U = math.sqrt(num_clients) * U @ Vt  # the same whatever signs LAPACK gives its vectors
             heads = np.moveaxis(U.reshape(num_clients, *outputs, k), -1, 1)
             values, vectors = np.linalg.eigh(_moment(heads))
         turn = np.linalg.qr(rng.standard_normal((k, k)))[0]
