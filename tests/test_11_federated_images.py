@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedlib as fl
-from fedlib.experiments import cifar
+from studies import federations as cifar
 
 many = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
