@@ -154,7 +154,7 @@ class AtOnce(futures.Executor):
 
 
 def test_what_ran_beside_a_failure_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", AtOnce)
     cache, units = tmp_path / "cache.jsonl", [{"number": n} for n in (1, 5, 6, 7)]
     with pytest.raises(ZeroDivisionError):
         Runner(cache, 2)(fall, units, label="test")
