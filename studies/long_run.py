@@ -202,7 +202,9 @@ def plan(rows: Sequence[dict]) -> list[Run]:
     queue += [Run(f, 10, early(f, 10), seed) for f in five + others[:4] for seed in three]
     queue += tuning(10, five) + longer(10, three, five)
     queue += [Run(Federation("untrained", 80), 1, 0.0, seed, "untrained") for seed in two]
-    queue += main(two, firsts) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
+    queue += (
+        main(two, firsts) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
+    )
     return list(dict.fromkeys(queue))
 
 
