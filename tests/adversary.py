@@ -608,7 +608,7 @@ def searches():
         ),
         "conj-linear": (few, run(narrow, step=linear_step)),
         "conj-linear, long runs": (
-            dict(chains=1000, steps=1),
+            dict(chains=300, steps=1),
             [
                 (starts(*s, 4, step=linear_step), partial(run_claims, num_rounds=3000))
                 for s in narrow
