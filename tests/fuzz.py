@@ -880,7 +880,13 @@ CASES = {
     "linear.guarantee": Case(
         linear.guarantee,
         lambda: dict(
-            tasks=_tasks(), B0=_start(), local_steps=3, lr=0.01, diversity=0.1, mean_drift=0.0
+            tasks=_tasks(),
+            B0=_start(),
+            local_steps=3,
+            lr=0.01,
+            diversity=0.1,
+            mean_drift=0.0,
+            drift_share=0.0,
         ),
     ),
     "linear.Guarantee.contraction": Case(
