@@ -5,7 +5,9 @@ import pytest
 from scipy import stats
 
 import fedlib as fl
-from fedlib.experiments import one_step, study, table
+from fedlib import stored as table
+from studies import one_step
+from studies import tuning as study
 
 KINDS = ("known", "unseen", "cifar10")
 CLASSES = (5, 20, 80)
