@@ -66,17 +66,19 @@ async ([scheme, known]) => {
   const seen = new Set(known), clear = "rgba(0, 0, 0, 0)", behind = new Map([[null, ""]]);
   const under = (element) => {
     if (!behind.has(element)) {
-      const { backgroundColor: colour, backgroundImage, opacity, filter } = getComputedStyle(element);
-      const own = [colour, backgroundImage, opacity, filter].join();
-      behind.set(element, under(element.parentElement) + (own === `${clear},none,1,none` ? "" : `${own};`));
+      const { backgroundColor, backgroundImage, opacity, filter } = getComputedStyle(element);
+      const own = [backgroundColor, backgroundImage, opacity, filter].join();
+      const adds = own === `${clear},none,1,none` ? "" : `${own};`;
+      behind.set(element, under(element.parentElement) + adds);
     }
     return behind.get(element);
   };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), visited = new Set();
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (visited.has(element) || !walker.currentNode.data.trim() || !element.checkVisibility()) continue;
-    visited.add(element);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = new Set();
+  while (walker.nextNode())
+    if (walker.currentNode.data.trim()) texts.add(walker.currentNode.parentElement);
+  for (const element of texts) {
+    if (!element.checkVisibility()) continue;
     const { color, fontSize, fontWeight } = getComputedStyle(element);
     const look = [under(element), color, fontSize, fontWeight].join(" ");
     if (!seen.has(look)) element.dataset[scheme] = "new";
@@ -94,7 +96,8 @@ UNCOLOUR = """
 """
 AXE = """
 async ([context, options]) => {
-  const { violations } = await axe.run(context, { resultTypes: ["violations"], preload: false, ...options });
+  const asked = { resultTypes: ["violations"], preload: false, ...options };
+  const { violations } = await axe.run(context, asked);
   const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
   return grave.map(
     ({ id, nodes }) => `axe: ${id}, ${nodes.length} times, first ${nodes[0].target.join(" ")}`);
