@@ -316,7 +316,7 @@ def test_the_front_pages_first_screen_tells_what_it_is(browser, address, screen)
     page = browser.new_page(viewport=dict(zip(("width", "height"), screen, strict=True)))
     page.goto(address + "book/intro.html")
     shown = ["article h1 ~ p > strong"]
-    shown += [f"article table a:text-is('{door}')" for door in ("Read", "Run", "Teach")]
+    shown += [f"article table a:has-text('{door}')" for door in ("Read", "Run", "Teach")]
     if screen[0] > 1000:
         shown += [".fl-play", ".fl-drawing svg"]
     for part in shown:
