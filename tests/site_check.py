@@ -20,8 +20,10 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing outside this machine
 ]
 WIDTHS = {"desktop": 1280, "phone": 375}
+SCHEMES = ["light", "dark"]
 # The most that a first view may ask for, in kB as a server would compress them.
 SCRIPT_LIMIT, PAGE_LIMIT = 300, 700
 COMPRESSED = {".png", ".jpg", ".gif", ".woff", ".woff2"}
@@ -35,23 +37,73 @@ async () => {
   await new Promise((done) => setTimeout(done, 100));
 }
 """
-# Pictures further down load late; here, all of them.
-LOAD_PICTURES = """
+# Pictures and interactives further down come late; here, all of them.
+LOAD_ALL = """
 async () => {
   for (const image of document.images) image.loading = "eager";
   await Promise.all([...document.images].map((image) => image.decode().catch(() => {})));
+  for (const place of document.querySelectorAll(".fl-place")) {
+    place.scrollIntoView();
+    while (!place.model) await new Promise((done) => setTimeout(done, 20));
+  }
+  scrollTo(0, 0);
+}
+"""
+# All folds open, and one letter for each formula: thousands of elements draw it, hidden from screen
+# readers as a drawing, in the colour of the text.
+UNFOLD = """
+() => {
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
+  for (const formula of document.querySelectorAll("mjx-container")) formula.replaceWith("x");
+}
+"""
+# Contrast costs more than all other rules together and has the same outcome for the same look: the
+# text's colour, size and weight, and everything behind it. So axe measures one text of each look.
+LOOKS = """
+async ([scheme, known]) => {
+  const { dataset } = document.documentElement;
+  while ((dataset.theme ?? scheme) !== scheme) await new Promise((done) => setTimeout(done, 20));
+  const seen = new Set(known), clear = "rgba(0, 0, 0, 0)", behind = new Map([[null, ""]]);
+  const under = (element) => {
+    if (!behind.has(element)) {
+      const { backgroundColor, backgroundImage, opacity, filter } = getComputedStyle(element);
+      const own = [backgroundColor, backgroundImage, opacity, filter].join();
+      const adds = own === `${clear},none,1,none` ? "" : `${own};`;
+      behind.set(element, under(element.parentElement) + adds);
+    }
+    return behind.get(element);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = new Set();
+  while (walker.nextNode())
+    if (walker.currentNode.data.trim()) texts.add(walker.currentNode.parentElement);
+  for (const element of texts) {
+    if (!element.checkVisibility()) continue;
+    const { color, fontSize, fontWeight } = getComputedStyle(element);
+    const look = [under(element), color, fontSize, fontWeight].join(" ");
+    if (!seen.has(look)) element.dataset[scheme] = "new";
+    seen.add(look);
+  }
+  return [...seen];
+}
+"""
+# Coloured words of code are nothing but text once their colours are looked at.
+UNCOLOUR = """
+() => {
+  const plain = ".highlight span:not([id], [role], [tabindex], [data-light], [data-dark])";
+  for (const word of document.querySelectorAll(plain)) word.replaceWith(...word.childNodes);
 }
 """
 AXE = """
-async () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
-  const options = { resultTypes: ["violations"], preload: false };
-  const { violations } = await axe.run({ exclude: ["mjx-container"] }, options);
+async ([context, options]) => {
+  const asked = { resultTypes: ["violations"], preload: false, ...options };
+  const { violations } = await axe.run(context, asked);
   const grave = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
   return grave.map(
     ({ id, nodes }) => `axe: ${id}, ${nodes.length} times, first ${nodes[0].target.join(" ")}`);
 }
 """
+CONTRAST = "color-contrast"
 
 # Runs inside the page; returns a list of sentences.
 INSPECT = r"""
@@ -178,6 +230,29 @@ def heavy(requested: set[Path]) -> list[str]:
     return faults + ([f"heavy: {whole:.0f} kB in all"] if whole > PAGE_LIMIT else [])
 
 
+def inaccessible(page: Page, axe: str, looks: dict[str, list[str]]) -> list[str]:
+    """What axe-core finds serious on an open page, which it changes; by every scheme's colours.
+
+    `looks` holds, by scheme, what was measured on earlier pages, and grows.
+    """
+    page.evaluate(axe)
+    page.evaluate(UNFOLD)
+    fresh = []
+    for scheme, known in looks.items():
+        page.emulate_media(color_scheme=scheme)
+        looks[scheme] = page.evaluate(LOOKS, [scheme, known])
+        fresh += [scheme] * (len(looks[scheme]) > len(known))
+    page.evaluate(UNCOLOUR)
+    found = page.evaluate(AXE, ["html", {"rules": {CONTRAST: {"enabled": False}}}])
+    for scheme in fresh:
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate(LOOKS, [scheme, looks[scheme]])  # until the page has changed
+        texts = {"include": [f"[data-{scheme}]"]}
+        for fault in page.evaluate(AXE, [texts, {"runOnly": [CONTRAST]}]):
+            found.append(f"{fault}, {scheme}")
+    return found
+
+
 def faults(
     browser: Browser,
     folder: Path,
@@ -193,8 +268,12 @@ def faults(
     `axe` is the text of axe-core's script; without it, accessibility is not checked.
     """
     found, requested = [], set()
+    looks = {other: [] for other in SCHEMES}
     context = browser.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=scheme, service_workers="block"
+        viewport={"width": width, "height": 800},
+        color_scheme=scheme,
+        reduced_motion="reduce",  # no colour on its way to another
+        service_workers="block",
     )
     context.set_default_timeout(120_000)  # a busy machine is no fault of a page
     page = context.new_page()
@@ -202,30 +281,25 @@ def faults(
     def report(fault: str) -> None:
         found.append(f"{name}: {fault}")
 
-    def admit(route):
-        path = unquote(urlsplit(route.request.url).path).lstrip("/")
-        requested.add(folder / path)
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            report(f"external request: {route.request.url[:100]}")
-            route.abort()
+    def admit(request):
+        requested.add(folder / unquote(urlsplit(request.url).path).lstrip("/"))
+        if not request.url.startswith((address, "data:", "blob:")):
+            report(f"external request: {request.url[:100]}")
 
-    context.route("**/*", admit)
+    page.on("request", admit)
     page.on("console", lambda said: report(f"console: {said.text}") if said.type == "error" else 0)
     page.on("pageerror", lambda error: report(f"page error: {error}"))
     page.on("requestfailed", lambda request: report(f"failed request: {request.url[:100]}"))
     for name in names:
         requested.clear()
-        page.goto(address + name, wait_until="networkidle")
-        page.wait_for_load_state("load")
+        page.emulate_media(color_scheme=scheme)
+        page.goto(address + name)
         page.evaluate(SETTLE)
         inside = heavy(requested)
-        page.evaluate(LOAD_PICTURES)
+        page.evaluate(LOAD_ALL)
         inside += page.evaluate(INSPECT, width < 700) + broken_links(page, folder, address)
         if axe:
-            page.evaluate(axe)
-            inside += page.evaluate(AXE)
+            inside += inaccessible(page, axe, looks)
         for fault in inside:
             report(fault)
     context.close()

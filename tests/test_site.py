@@ -19,7 +19,6 @@ from repository import PLACEHOLDER, ROOT, config, notebooks, pages
 
 SITE = ROOT / "_build" / "html"
 REQUIRED = os.environ.get("FEDLIB_REQUIRE_BROWSER") == "1"
-SCHEMES = ["light", "dark"]
 AXE = ROOT / "assets" / "vendor" / "tests" / "axe.min.js"
 STATEMENT = "div.proof.admonition[id], div.exercise.admonition[id]"
 
@@ -248,14 +247,14 @@ def axe():
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("device", site_check.WIDTHS)
+@pytest.mark.parametrize(("device", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_pages_are_sound(browser, site, address, axe, device, scheme):
-    options = dict(width=site_check.WIDTHS[device], scheme=scheme)
-    if device == "desktop":  # a phone shows the same elements in the same colours
-        options["axe"] = axe
-    found = site_check.faults(browser, site, address, built_pages(), **options)
-    assert not found, f"{device}, {scheme}:\n" + "\n".join(found)
+    """Opened in one scheme; texts are legible in both."""
+    width = site_check.WIDTHS[device]
+    found = site_check.faults(
+        browser, site, address, built_pages(), width=width, scheme=scheme, axe=axe
+    )
+    assert not found, f"{device}:\n" + "\n".join(found)
 
 
 @pytest.mark.browser
@@ -288,7 +287,8 @@ def test_previews_come_by_mouse_and_key_without_a_server(browser, site):
 @pytest.mark.browser
 def test_text_in_pictures_stays_readable_on_a_phone(browser, site, address):
     """At least 9 pixels, by what each picture's record says of its smallest text."""
-    page = browser.new_page(viewport={"width": 375, "height": 800})
+    options = dict(java_script_enabled=False)  # formulas take most of a page's time
+    page = browser.new_page(viewport={"width": 375, "height": 800}, **options)
     for path in notebooks():
         drawn = [
             png
@@ -297,7 +297,6 @@ def test_text_in_pictures_stays_readable_on_a_phone(browser, site, address):
             if "remove-output" not in cell["metadata"].get("tags", [])
         ]
         page.goto(address + path.relative_to(ROOT).with_suffix(".html").as_posix())
-        page.evaluate(site_check.LOAD_PICTURES)
         widths = page.eval_on_selector_all(
             "article .cell_output .picture img", "all => all.map(image => image.clientWidth)"
         )
@@ -307,6 +306,22 @@ def test_text_in_pictures_stays_readable_on_a_phone(browser, site, address):
                 points, dots = pictures.smallest_text(image), image.info["dpi"][0]
                 pixels = points * dots / 72 * width / image.size[0]
             assert pixels >= 8.9 or not points, (path, pixels)
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("screen", [(1280, 800), (375, 667)], ids=["desktop", "phone"])
+def test_the_front_pages_first_screen_tells_what_it_is(browser, address, screen):
+    """The claim and the doors; where there is room, the interactive with its button as well."""
+    page = browser.new_page(viewport=dict(zip(("width", "height"), screen, strict=True)))
+    page.goto(address + "book/intro.html")
+    shown = ["article h1 ~ p > strong"]
+    shown += [f"article table a:has-text('{door}')" for door in ("Read", "Run", "Teach")]
+    if screen[0] > 1000:
+        shown += [".fl-play", ".fl-drawing svg"]
+    for part in shown:
+        box = page.locator(part).first.bounding_box()
+        assert box["y"] + box["height"] <= screen[1], part
     page.close()
 
 
@@ -321,6 +336,9 @@ def test_wide_tables_fold_on_a_phone_and_are_whole_on_paper(browser, address):
     cell = page.locator("table.results.wide td[data-head]").first
     named = cell.evaluate("cell => getComputedStyle(cell, '::before').content")
     assert named.strip('"') == cell.get_attribute("data-head")
+    heads = page.locator("table.results.wide thead th:first-child")
+    assert heads.count() > 3
+    assert all(head.is_visible() for head in heads.all())  # what the rows are
     page.set_viewport_size({"width": 680, "height": 900})  # A4 less its margins
     page.emulate_media(media="print")
     assert page.eval_on_selector_all("table.results", beyond) == 0
@@ -386,6 +404,10 @@ FAULTS = {
     "no key": f'<pre style="overflow-x: auto">{"long " * 100}</pre>',
     "heavy": f"<!-- {random.Random(0).randbytes(800_000).hex()} -->",
     "axe: button-name": "<button></button>",
+    "axe: color-contrast": "<p>Black.</p><p style='color: #ccc'>Pale.</p>",
+    "axe: color-contrast, 1 times, first b, dark": """<p>See <b>this</b>.</p>
+      <style>@media (prefers-color-scheme: dark) {
+        html { background: #111; color: #eee } b { background: #ddd } }</style>""",
     "overflow: page": '<div style="width: 500px">wide</div>',
     "overflow: <b>": '<p style="overflow: hidden"><b style="padding: 300px">wide</b></p>',
 }

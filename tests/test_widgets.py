@@ -1,5 +1,6 @@
 """The interactives: their numbers are fedlib's, their state is Python's, nothing is fetched."""
 
+import itertools
 import json
 import re
 import shutil
@@ -10,11 +11,13 @@ import interactives
 import notebooks
 import numpy as np
 import pytest
+import scipy.stats
 import traitlets
 from repository import ROOT
 from repository import notebooks as listed_notebooks
 
 import fedlib as fl
+from fedlib.widgets import horizon
 
 KINDS = fl.widgets.KINDS
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -131,6 +134,47 @@ def test_a_module_that_is_off_by_a_little_is_caught(kind, node):
     (page,) = json.loads(done.stdout)
     with pytest.raises(AssertionError):
         compare(kind(), page["numbers"])
+
+
+def long_record(seeds=(0, 1, 2), points=(500, 1000, 2000)) -> dict:
+    """A table of ``python -m studies long_run``; the better step size is 0.1, the better head 2."""
+    rows = []
+    for regime, classes, tau, seed in itertools.product(
+        ("shared", "private"), (5, 20, 80), (1, 10, 50), seeds
+    ):
+        for lr, steps in itertools.product((0.05, 0.1), points):
+            score = 0.2 + tau / 500 + seed**2 / 100 + steps / 20_000 + classes / 1000
+            head = {"validation": [None, lr, lr / 2], "unseen": [0.9, round(score, 5), 0.8]}
+            run = dict(federation=[regime, classes, 100, 0.0], local_steps=tau, client_lr=lr)
+            if lr < 0.1:
+                head["unseen"] = [0.9, 0.9, 0.9]
+            rows.append(run | dict(seed=seed, variant="plain", steps=steps, head=head))
+    rows.append({**rows[0], "variant": "augmented", "head": {"validation": [1], "unseen": [1]}})
+    rows.append({**rows[0], "steps": 4000})  # no other run is that far
+    rows.append({key: rows[0][key] for key in rows[0] if key != "head"} | {"diverged": "early"})
+    return {"rows": rows}
+
+
+def test_long_runs_are_shown_as_soon_as_three_seeds_have_them(monkeypatch, node):
+    found = horizon.long_runs(long_record())
+    assert found["points"] == found["scored"] == [500, 1000, 2000]
+    quantile = float(scipy.stats.t.ppf(0.975, 2))
+    monkeypatch.setattr(horizon, "runs", lambda: found | {"t": quantile})
+    widgets = [
+        fl.widgets.Horizon(regime=r, steps=s) for r in ("shared", "private") for s in (750, 2000)
+    ]
+    assert widgets[0].numbers()["here"] == pytest.approx(
+        np.array([1, 10, 50]) / 500 + 0.2467, abs=1e-3
+    )
+    assert widgets[0].numbers()["lead"] == pytest.approx([49 / 500, 0], abs=1e-4)
+    text = json.dumps({"esm": fl.widgets.Horizon._esm, "states": [sent(w) for w in widgets]})
+    done = subprocess.run([node, "-e", COMPUTE], input=text, capture_output=True, text=True)
+    for widget, page in zip(widgets, json.loads(done.stdout), strict=True):
+        compare(widget, page["numbers"])
+        assert "the mean of three seeds" in page["said"]
+        assert "NaN" not in page["still"]
+    assert horizon.long_runs(long_record(seeds=(0, 1))) is None
+    assert horizon.long_runs(long_record(points=(500,))) is None
 
 
 @kinds

@@ -166,18 +166,20 @@ def fold(cell: nodes.container, source: str, names: dict[str, str]) -> str:
         return "code that checks " + " and ".join(names[label] for label in check[1].split(", "))
     if any(cell.findall(nodes.image)):
         return "code of this figure"
+    if "hide_mode" in cell and re.search(r"^fl\.widgets\.[A-Z]", source, re.MULTILINE):
+        return "code of this interactive"
     return "code" if "hide_mode" in cell else ""
 
 
 class FiguresFirst(SphinxPostTransform):
-    """Show a figure above the code that draws it."""
+    """Show a figure above the code that draws it, if that is folded; an interactive as well."""
 
     default_priority = 250  # after the code is folded
     formats = ("html",)
 
     def run(self, **kwargs):
         for cell in code_cells(self.document):
-            if cell.get("prompt_show") == "Show the code of this figure":
+            if cell.get("prompt_show", "").startswith("Show the code of this"):
                 cell.append(cell.pop(0))
 
 

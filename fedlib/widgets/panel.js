@@ -40,12 +40,12 @@ export function panel(it) {
     const names = controls.map((c) => c.name), rest = it.data ?? [];
     const now = () => Object.fromEntries([...names, ...rest].map((name) => [name, model.get(name)]));
     el.innerHTML =
-      `<div class="fl-widget" role="group" aria-label="${escape(it.title)}"><p class="fl-title">${escape(it.title)}</p>` +
+      `<div class="fl-widget" role="group" aria-label="${escape(it.title)}"><div class="fl-head"><p class="fl-title">${escape(it.title)}</p>` +
+      `<div class="fl-buttons">${it.play ? '<button type="button" class="fl-play"></button>' : ""}` +
+      `<button type="button" class="fl-reset">Reset</button></div></div>` +
       `<p class="fl-hint">${escape(it.hint)}</p><div class="fl-drawing"></div>` +
       `<p class="fl-sentence" aria-live="polite"></p><form class="fl-controls">` +
-      controls.map((c) => control(c, model.get(c.name))).join("") +
-      `<div class="fl-buttons">${it.play ? '<button type="button" class="fl-play"></button>' : ""}` +
-      `<button type="button" class="fl-reset">Reset</button></div></form></div>`;
+      controls.map((c) => control(c, model.get(c.name))).join("") + "</form></div>";
     const [box, drawing, sentence, form] =
       [".fl-widget", ".fl-drawing", ".fl-sentence", "form"].map((name) => el.querySelector(name));
     form.onsubmit = () => false;

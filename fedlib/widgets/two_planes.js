@@ -26,7 +26,7 @@ function compute({ local_steps, spread, mean_angle, tilt, lr }) {
 }
 
 function draw(found, { round, view }, width) {
-  const { size, boxes: [left, right] } = panels(width, { left: 0.48, height: 320, stacked: 260 });
+  const { size, boxes: [left, right] } = panels(width, { left: 0.48, height: 290, stacked: 260 });
   const see = scene(left, view), Q = found.bases[round];
   const zero = see([0, 0, 0]), to = (x, css) => arrow(...zero, ...see(x), css);
   const hinge = [see([-1.15, 0, 0]), see([1.15, 0, 0])];
