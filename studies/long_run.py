@@ -175,11 +175,11 @@ def plan(rows: Sequence[dict]) -> list[Run]:
     five, others = federations(5), federations(80, 20, 2)
     firsts = list(zip((0.1, 0.05, 0.2), (0.05, 0.1, 0.025), strict=True))
 
-    def main(seeds: Sequence[int]) -> list[Run]:
+    def main(seeds: Sequence[int], pairs: Sequence[tuple[float, float]]) -> list[Run]:
         return [
             Run(f, tau, lr, seed)
             for seed in seeds
-            for lrs in firsts
+            for lrs in pairs
             for f in five
             for tau, lr in zip(both, lrs, strict=True)
         ]
@@ -188,7 +188,7 @@ def plan(rows: Sequence[dict]) -> list[Run]:
         return [Run(f, t, early(f, t), seed) for seed in seeds for f in others for t in both]
 
     queue = [Run(Federation("untrained", 80), 1, 0.0, seed, "untrained") for seed in three]
-    queue += main(three) + wide(three)
+    queue += main(three, firsts[:1]) + wide(three) + main(three, firsts[1:])
     for tau in both:
         queue += tuning(tau, five) + longer(tau, three, five)
     queue += [
@@ -201,7 +201,7 @@ def plan(rows: Sequence[dict]) -> list[Run]:
     queue += [Run(f, 10, early(f, 10), seed) for f in five + others[:4] for seed in three]
     queue += tuning(10, five) + longer(10, three, five)
     queue += [Run(Federation("untrained", 80), 1, 0.0, seed, "untrained") for seed in two]
-    queue += main(two) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
+    queue += main(two, firsts) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
     return list(dict.fromkeys(queue))
 
 
