@@ -32,7 +32,7 @@ def main(name: str) -> int:
     done = subprocess.run([*pytest, "-k", f"{path.stem} and not sites", *tests], cwd=ROOT)
     failed = done.returncode
     if own:
-        failed = subprocess.run([*pytest, *own], cwd=ROOT).returncode or failed
+        failed = subprocess.run([*pytest, "-m", "not slow", *own], cwd=ROOT).returncode or failed
     print(f"{path.stem}: {'all is well' if not failed else 'see above'}", end="")
     print(f", in {time.monotonic() - start:.0f} s. Look at `git diff`, and at the page: make serve")
     return failed
