@@ -20,9 +20,10 @@ def stored() -> dict[str, str]:
 
 
 def unit(number: str) -> float:
-    """What one more in the last digit of a printed number is."""
+    """What one more in the last digit of a printed number is; a whole number is not rounded."""
     digits, _, exponent = number.partition("e")
-    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    decimals = len(digits.partition(".")[2])
+    return 10.0 ** (int(exponent or 0) - decimals) if decimals else 0.0
 
 
 def difference(old: str | None, new: str) -> str:
