@@ -97,7 +97,7 @@ def test_hard_exercises_have_a_folded_hint_and_programs_a_start(chapter):
     for exercise in directives(chapter.section("Exercises")):
         if exercise.name == "exercise":
             label, said = exercise.options["label"], set(exercise.classes)
-            hints = [item for item in directives(exercise.body) if "hint" in item.classes]
+            hints = [item for item in directives(exercise.body) if "exercise-hint" in item.classes]
             assert len(hints) == bool(said & set(RULES["hints"])), f"{label}: a hint"
             assert all(hint.folded and hint.title == "Hint" for hint in hints), label
             starters = PYTHON.findall(exercise.body)
