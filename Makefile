@@ -132,7 +132,7 @@ benchmark: .venv/installed  ## time fedlib and other simulators on the same work
 
 results: .venv/installed  ## re-run every stored experiment (3 hours); NAME=one_step for one; resumes
 	@for name in $${NAME:-puzzle one_step fine_tuning inside transfer neighbours}; do \
-	  echo "==> $$name"; $(BIN)/python -m fedlib.experiments "$$name" || exit 1; done
+	  echo "==> $$name"; $(BIN)/python -m studies "$$name" || exit 1; done
 
 links: .venv/installed  ## ask every external link of the book whether it still answers
 	@echo "==> Checking external links"

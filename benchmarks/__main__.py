@@ -10,7 +10,7 @@ from benchmarks.profile import STRATEGIES, profile
 from benchmarks.runner import CONTESTANTS, ENVIRONMENTS, Setting, run, table, versions
 from benchmarks.scale import scale, text
 from benchmarks.work import GROWTH, QUICK, WORKLOADS, Workload, make
-from fedlib.experiments.store import commit_of, provenance, save_result
+from studies.record import ROOT, commit_of, provenance, save_result
 
 _ONE_EACH = {
     ("fedlib", "auto"),
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("book/results/benchmarks.json"))
     options = parser.parse_args()
     works = options.work or [*WORKLOADS, *(MORE[1:] if options.quick else MORE)]
-    began, commit = time.monotonic(), commit_of()
+    began, commit = time.monotonic(), commit_of(ROOT / "fedlib")
 
     settings = [setting for setting in CONTESTANTS if setting.name in options.only]
     record = {
@@ -78,8 +78,8 @@ def main() -> None:
             print(error, flush=True)
 
     wall_seconds = time.monotonic() - began
-    record["provenance"] = provenance("", seeds=[0], wall_seconds=wall_seconds, commit=commit)
-    record["provenance"]["command"] = "python -m benchmarks"
+    how = dict(seeds=[0], wall_seconds=wall_seconds, commit=commit)
+    record["provenance"] = provenance("python -m benchmarks", **how)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     save_result(options.output, record)
 

@@ -51,7 +51,7 @@ from fedlib.strategy import Strategy
 from fedlib.table import Table, table
 
 if TYPE_CHECKING:
-    from fedlib import experiments, linear, plot, reference
+    from fedlib import linear, plot, puzzle, reference, stored
 
 __version__ = "0.1.0"
 
@@ -88,7 +88,6 @@ __all__ = [
     "draw_round",
     "effective_rank",
     "evaluate",
-    "experiments",
     "features",
     "fedadam",
     "fedavg",
@@ -117,6 +116,7 @@ __all__ = [
     "plot",
     "private_labels",
     "proximal",
+    "puzzle",
     "reference",
     "run",
     "run_fedavg",
@@ -127,6 +127,7 @@ __all__ = [
     "scaffold",
     "server_step",
     "sgd",
+    "stored",
     "sum_clients",
     "table",
     "task_loss",
@@ -136,7 +137,7 @@ __all__ = [
 ]
 
 # Matplotlib and SciPy take a second to load; widgets need packages that fedlib does not.
-_LAZY = ("experiments", "linear", "plot", "reference", "widgets")
+_LAZY = ("linear", "plot", "puzzle", "reference", "widgets")
 
 
 def __getattr__(name: str) -> Any:

@@ -48,20 +48,21 @@ from fedlib.clients import ClientData
 from fedlib.cohort import Plan
 from fedlib.cohort import plan as plan_cohorts
 from fedlib.evaluate import evaluate
-from fedlib.experiments import cifar, fine_tuning, study
-from fedlib.experiments.cifar import KINDS, Federation, Task
-from fedlib.experiments.inside import unseen_images
-from fedlib.experiments.one_step import chosen_lrs
-from fedlib.experiments.store import LIBRARY, commit_of, entries, provenance, save_result
-from fedlib.experiments.study import BATCH_SIZE, BUDGET, COHORT_SIZE, rounded_mean
 from fedlib.fedavg import FedAvgConfig, draw_round, identity_of, run_fedavg
 from fedlib.fedrep import run_fedrep
 from fedlib.models import Params, params_of
 from fedlib.represent import class_similarity, effective_rank, features
 from fedlib.rules import LocalStep, sgd
 from fedlib.validate import check_model
+from studies import federations as cifar
+from studies import fine_tuning
+from studies import tuning as study
+from studies.federations import KINDS, Federation, Task
+from studies.inside import unseen_images
+from studies.one_step import chosen_lrs
+from studies.record import ROOT, commit_of, entries, provenance, save_result
+from studies.tuning import BATCH_SIZE, BUDGET, COHORT_SIZE, rounded_mean
 
-ROOT = Path(__file__).parent.parent
 FOLDER, RESULTS = ROOT / "_build" / "long_run", ROOT / "book" / "results"
 
 POINTS = [500, 1000, 2000, 4000, 8000, 16000, 32000]
@@ -201,7 +202,9 @@ def plan(rows: Sequence[dict]) -> list[Run]:
     queue += [Run(f, 10, early(f, 10), seed) for f in five + others[:4] for seed in three]
     queue += tuning(10, five) + longer(10, three, five)
     queue += [Run(Federation("untrained", 80), 1, 0.0, seed, "untrained") for seed in two]
-    queue += main(two, firsts) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
+    queue += (
+        main(two, firsts) + wide(two) + [r for t in both for r in longer(t, two, five + others)]
+    )
     return list(dict.fromkeys(queue))
 
 
@@ -632,7 +635,7 @@ def work(folder: Path, until: int, runs: Collection[Run] | None = None) -> list[
     Several processes may work side by side, each with one thread.
     """
     torch.set_num_threads(1)
-    commit = max(commit_of(LIBRARY), commit_of(Path(__file__).parent), key=len)  # "-dirty", if any
+    commit = commit_of()
     failed = []
     while True:
         for run in plan(all_rows(folder)) if runs is None else runs:
@@ -690,12 +693,11 @@ def table(folder: Path, output: Path) -> None:
     )
     commits = sorted({row.pop("commit") for row in rows})
     how = provenance(
-        "long_run",
+        "python -m studies long_run",
         seeds=sorted({row["seed"] for row in rows}),
         wall_seconds=sum(row["wall_seconds"] for row in rows),
         commit=", ".join(commits),
     )
-    how["command"] = "python -m studies long_run"
     how["compute_seconds"] = round(sum(r["train_seconds"] + r["score_seconds"] for r in rows))
     design = {
         "points": POINTS,

@@ -6,7 +6,12 @@ number: it keeps a random step whenever the ratio of that claim grows. All chain
 so that a hundred thousand instances cost seconds.
 """
 
+import json
+import os
+import sys
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.linalg import norm
@@ -99,12 +104,15 @@ def steps(B, W, Theta, tau, eta, errors=None):
     """Local steps of many clients in normalised variables; lists over steps of B, W and R.
 
     Shapes (..., d, k), (..., k, c), (..., d, c); ``eta`` of shape (...); ``errors`` a list of what
-    is added to the gradients R.
+    is added to the gradients R, or a function that makes it of B, W and R.
     """
     Bs, Ws, Rs = [B], [W], []
     for s in range(tau):
         R = Bs[-1] @ Ws[-1] - Theta
-        G = R if errors is None else R + errors[s]
+        if errors is None:
+            G = R
+        else:
+            G = R + (errors(Bs[-1], Ws[-1], R) if callable(errors) else errors[s])
         Rs.append(R)
         B, W = Bs[-1] - eta[..., None, None] * G @ T(Ws[-1]), Ws[-1] - T(Bs[-1]) @ G
         Bs.append(B)
@@ -320,3 +328,321 @@ def contraction_claims(state, factor=0.75, noisy=False):
         "diversity": np.where(ok, 0.975 * mu2 * E / seen, 0.0),
         "contraction": np.where(ok, ratio, 0.0),
     }
+
+
+# --- Runs ---------------------------------------------------------------------------------------
+
+
+def ends(S):
+    """Least and largest eigenvalues of symmetric matrices, in closed form for at most two rows."""
+    if S.shape[-1] == 1:
+        return S[..., 0, 0], S[..., 0, 0]
+    if S.shape[-1] == 2:
+        middle = (S[..., 0, 0] + S[..., 1, 1]) / 2
+        half = np.hypot((S[..., 0, 0] - S[..., 1, 1]) / 2, S[..., 0, 1])
+        return middle - half, middle + half
+    values = np.linalg.eigvalsh(S)
+    return values[..., 0], values[..., -1]
+
+
+def longest(A):
+    """Spectral norms of tall matrices."""
+    return np.sqrt(ends(T(A) @ A)[1])
+
+
+def theorem_step(E, mu2, tau):
+    """The largest step of Theorem 7.1 for a mean head at rest, and its bound on the defect."""
+    rho, force = E * mu2, 12 + 5 * (tau - 1) * E * np.log(1 / E)
+    eta = np.minimum(rho**2 / 40 / force, rho / 20 / (tau - 1))
+    return eta, eta * force / rho
+
+
+def corollary_step(E, mu2, tau):
+    """The step of Corollary 7.1; the theorem bounds the defect."""
+    rho = E * mu2
+    eta = rho**2 / 280 / tau
+    return eta, eta * (12 + 5 * (tau - 1) * E * np.log(1 / E)) / rho
+
+
+def linear_step(E, mu2, tau):
+    """The largest step of the conjecture on linear conditions, and its bound on the defect."""
+    L = np.log(1 / E)
+    push = 20.6 + 12.5 * L / (tau - 1) + 3.7 * (tau - 1) * L
+    return np.minimum(E * mu2 / 40 / push, E * mu2 / 20 / (tau - 1)), E / 40
+
+
+def starts(d, k, seen, c, tau, clients, *, step=theorem_step, orders=False):
+    """Matched starts of k features for a truth of ``seen``, at the largest steps of ``step``.
+
+    With ``orders`` all clients hold one matrix whose rows sum to zero, in all cyclic orders.
+    """
+
+    def build(x):
+        row = Row(x)
+        heads = row.array(1 if orders else clients, seen, c)
+        if orders:
+            heads = heads - heads.mean(axis=-1, keepdims=True)
+            heads = np.concatenate([np.roll(heads, i, axis=-1) for i in range(c)], axis=1)
+        heads = heads / size(heads).max(axis=1)[:, None, None, None]
+        mu2 = np.maximum(least(covariance(heads)), 1e-9)
+        near = 3 * row.share()[:, None, None]
+        Q = np.linalg.qr(row.array(d, k) + near * np.eye(d, k))[0]
+        N = T(np.linalg.svd(Q[:, :seen], full_matrices=False)[2])
+        E = np.clip(1 - spectral(Q[:, seen:] @ N) ** 2, 1e-6, 1 - 1e-9)
+        return Q, N, heads, tau, *step(E, mu2, tau), E, mu2
+
+    return build, (1 if orders else clients) * seen * c + 1 + d * k
+
+
+def run_claims(state, num_rounds=40):
+    """Left over right sides of what Theorem 7.1 says along a run, for the features that see.
+
+    For a wide model also what Theorem 7.3 says: a change of the others, over 1e-12.
+    """
+    Q, N, heads, tau, eta, allowed, E0, mu2 = state
+    n, _, k = Q.shape
+    seen, c = heads.shape[2:]
+    B, W, blind = Q, np.zeros((n, k, c)), np.eye(k) - N @ T(N)
+    eps = eta * (tau - 1)
+    D = D0 = np.sqrt(1 - E0)
+    worst = dict.fromkeys(("defect", "head", "inner", "contraction", "bound", "distance"), 0 * D)
+    worst |= {"frozen": 0 * D} if k > seen else {}
+
+    def keep(name, ratio):
+        worst[name] = np.maximum(worst[name], ratio)
+
+    for t in range(1, num_rounds + 1):
+        (Bs, Ws, _), _ = played(B, W, heads, tau, eta)
+        B, W, E = Bs[-1].mean(axis=1), Ws[-1].mean(axis=1), 1 - D**2
+        if k > seen:
+            moved = np.maximum(size((B - Q) @ blind), size(blind @ W))
+            keep("frozen", np.maximum(moved, size(T(Q @ blind) @ B @ N)) / 1e-12)
+        b = B @ N
+        before, D = D, longest(b[:, seen:])
+        lost = np.maximum(1 - D / np.maximum(before, 1e-300), 1e-300)
+        keep("contraction", np.where(before > 1e-6, 0.75 * eps * mu2 * E / lost, 0.0))
+        keep("defect", np.abs(ends(defect(b))).max(axis=0) / allowed)
+        keep("head", size(W) / OMEGA)
+        inner = np.maximum(ends(T(b[:, :seen]) @ b[:, :seen])[0], 1e-12)
+        keep("inner", 39 / 40 * (1 - D**2) / inner)
+        slow = D0 * (1 - 0.75 * eps * E0 * mu2) ** t
+        bound = np.minimum(slow, D0 / np.sqrt(E0) * (1 - 0.68 * eps * mu2) ** t)
+        keep("bound", D / np.maximum(bound, 1e-9))
+    keep("distance", np.where(D > 1e-6, distance(B, seen) / np.maximum(1.013 * D, 1e-9), 0))
+    ok = (E0 * mu2 > 0.01) & (E0 < 1 - 1e-6)
+    return {name: np.where(ok, ratio, 0.0) for name, ratio in worst.items()}
+
+
+def drifting(d, k, c, tau, clients):
+    """Two rounds in a row whose cohorts differ little: states of Lemma 8.1."""
+    build_rounds, count = rounds(d, k, c, tau, clients, same=False)
+
+    def build(x):
+        B, W, (first, second), tau, eta, nu, errors = build_rounds(x[:, :count])
+        near = 0.3 * Row(x[:, count:]).share()[:, None, None, None]
+        return B, W, [first, first + near * (second - first)], tau, eta, nu, errors
+
+    return build, count + 1
+
+
+def drift_claims(state, charged=1.0):
+    """Lemma 8.1 in the second of two rounds: what exceeds chi I, and what is below zero."""
+    B, W, (first, second), tau, eta, _, _ = state
+    k = W.shape[-2]
+    (Bs, Ws, _), _ = played(B, W, first, tau, eta)
+    B1, W1 = Bs[-1].mean(axis=1), Ws[-1].mean(axis=1)
+    (Bs, Ws, _), Theta = played(B1, W1, second, tau, eta)
+    B2, W2 = Bs[-1].mean(axis=1), Ws[-1].mean(axis=1)
+    move, C = first.mean(axis=1) - second.mean(axis=1), covariance(second)
+    C = C + 1e-12 * np.eye(k)
+    chi = np.linalg.eigvals(np.linalg.solve(C, move @ T(move))).real.max(axis=-1)
+    lam = np.maximum(0, least(covariance(T(B1)[:, None] @ Theta)))
+    delta = np.maximum(spectral(defect(B)), spectral(defect(B1)))
+    eps, now, before = eta * (tau - 1), distance(B1, k), distance(B, k)
+    forcing = 15 * eta**2 + 9.5 * eta * delta**2
+    forcing += eps**2 * (4.69 * now**2 + 0.07 * before**2)
+    inside = (delta <= 1 / 40) & (chi <= 1 / 48)
+    ratios = {}
+    for name, sign, less in (("above", 1, charged * chi), ("below", -1, 0 * chi)):
+        old, new = (
+            np.maximum(0, np.linalg.eigvalsh(sign * gamma(b, w, eta))[:, -1] - less)
+            for b, w in ((B1, W1), (B2, W2))
+        )
+        ratios[name] = np.where(inside, (new - (1 - 2 * eta * lam) * old) / forcing, 0.0)
+    return ratios
+
+
+def erring(d, k, c, tau, clients):
+    """Matched starts at the largest steps and errors of Theorem 9.2, and how gradients err.
+
+    An error is of the largest length. Its direction adds up one that every client keeps, a linear
+    map of the residual, and the one that pushes the body outwards.
+    """
+    build_start, count = starts(d, k, k, c, tau, clients)
+
+    def build(x):
+        Q, _, heads, _, _, _, E0, mu2 = build_start(x[:, :count])
+        row = Row(x[:, count:])
+        D0 = np.sqrt(1 - E0)
+        top = np.maximum(D0, 1 / 90)
+        rho = (1 - top**2) * mu2
+        eta = np.minimum(rho**2 / 80 / (12 + 9 * (tau - 1) * top**2), rho / 20 / (tau - 1))
+        nu = np.minimum(rho**2 / 400, np.sqrt(rho**3 / 1e4 / (tau - 1)))
+        kept, turn = row.array(clients, d, c), row.array(d, d)[:, None]
+        out = 10 * row.share()[:, None, None, None]
+
+        def errors(B, W, R):
+            outwards = np.concatenate([0 * B[..., :k, :], B[..., k:, :]], axis=-2) @ W
+            q = kept + turn @ R / np.maximum(size(R), 1e-12)[..., None, None]
+            q = q - out * outwards / np.maximum(size(outwards), 1e-12)[..., None, None]
+            return nu[:, None, None, None] * q / size(q)[..., None, None]
+
+        return Q, heads, tau, eta, D0, top, rho, nu, errors
+
+    return build, count + clients * d * c + d * d + 1
+
+
+def erring_claims(state, num_rounds=40):
+    """Left over right sides of Theorem 9.2 along a run."""
+    B, heads, tau, eta, D0, top, rho, nu, errors = state
+    k, c = heads.shape[2:]
+    W, eps = np.zeros((len(B), k, c)), eta * (tau - 1)
+    phi = 1.05 / 0.74 * tau / (tau - 1) * nu / rho
+    worst = dict.fromkeys(("defect", "head", "outside", "bound"), 0 * D0)
+    for t in range(1, num_rounds + 1):
+        (Bs, Ws, _), _ = played(B, W, heads, tau, eta, errors)
+        B, W = Bs[-1].mean(axis=1), Ws[-1].mean(axis=1)
+        D = longest(B[:, k:])
+        now = {
+            "defect": np.abs(ends(defect(B))).max(axis=0) / (rho / 40),
+            "head": size(W) / OMEGA,
+            "outside": D / top,
+            "bound": D / ((1 - 0.74 * eps * rho) ** t * D0 + phi),
+        }
+        worst = {name: np.maximum(worst[name], now[name]) for name in worst}
+    ok = (rho > 0.01) & (top < 1 - 1e-6)
+    return {name: np.where(ok, ratio, 0.0) for name, ratio in worst.items()}
+
+
+def samples(d, n):
+    """Data of one client, and a residual: states of Corollary 9.1."""
+
+    def build(x):
+        row = Row(x)
+        r, X, z = row.ball(2.3, d), row.array(n, d), row.array(n)
+        return r, X, z, 2 * row.share()
+
+    return build, d + 1 + n * d + n + 1
+
+
+def sample_claims(state):
+    """The gradient error over what the corollary allows for the least t of which its events hold.
+
+    The events: singular values of X, the length of z, and that of X'z.
+    """
+    r, X, z, sigma = state
+    n, d = X.shape[1:]
+    values, length = np.linalg.svd(X, compute_uv=False), size(z[:, None])
+    Xz = (T(X) @ z[..., None])[..., 0]
+    low = values[:, -1] if n >= d else 0 * length
+    t = np.max(
+        [
+            values[:, 0] - n**0.5 - d**0.5,
+            n**0.5 - d**0.5 - low,
+            length - n**0.5,
+            size(Xz[:, None]) / length - d**0.5,
+            0 * length,
+        ],
+        axis=0,
+    )
+    s = (d**0.5 + t) / n**0.5
+    nu = 2.3 * (2 * s + s * s) + sigma * (1 + t / n**0.5) * s
+    q = (T(X) @ (X @ r[..., None]))[..., 0] / n - r - sigma[:, None] * Xz / n
+    return {"error": size(q[:, None]) / nu}
+
+
+# --- The whole search ---------------------------------------------------------------------------
+
+SHAPES = [(2, 1, 1, 2), (3, 1, 2, 3), (4, 2, 1, 3), (5, 2, 3, 4), (6, 3, 2, 3)]
+"""Inputs d, features k, outputs c, local steps tau."""
+WALKS = [*SHAPES, (4, 2, 1, 40)]
+"""With long walks as well: they let residuals act."""
+SEEING = [(3, 2, 1, 1, 2), (4, 3, 1, 2, 3), (5, 3, 2, 1, 3), (6, 4, 2, 3, 2)]
+"""d, features k, those of the truth, outputs, local steps."""
+ORDERED = [(3, 1, 1, 2, 3), (3, 1, 1, 3, 2), (4, 2, 2, 3, 3), (4, 2, 2, 3, 10)]
+FEW = [(2, 1, 1, 2), (3, 1, 2, 10), (4, 2, 1, 3), (4, 2, 2, 5)]
+
+
+def searches():
+    """What is searched: a statement's label, how much, and pairs of states and claims."""
+    noisy = partial(round_claims, noisy=True)
+    weaker = partial(contraction_claims, factor=0.74, noisy=True)
+    narrow = [(d, k, k, c, tau) for d, k, c, tau in FEW]
+
+    def run(shapes, **options):
+        return [(starts(*shape, 4, **options), run_claims) for shape in shapes]
+
+    few, many = dict(chains=1000, steps=25), dict(chains=400, steps=50)
+    return {
+        "lem-local": (many, [(client(*s), client_claims) for s in SHAPES]),
+        "lem-gamma": (
+            many,
+            [(rounds(*s, 4, same=same), round_claims) for s in WALKS for same in (True, False)],
+        ),
+        "lem-contraction": (many, [(contractions(*s, 4), contraction_claims) for s in SHAPES]),
+        "thm-outputs": (few, run(narrow)),
+        "cor-representation": (few, run(narrow, step=corollary_step)),
+        "cor-orders": (few, run(ORDERED, orders=True)),
+        "thm-width": (few, run(SEEING)),
+        "lem-aligned-drift": (many, [(drifting(*s, 4), drift_claims) for s in WALKS]),
+        "lem-noisy-client": (many, [(noisy_client(*s), noisy_client_claims) for s in SHAPES]),
+        "thm-gradient-errors, a round": (
+            many,
+            [(rounds(*s, 4, largest=1 / 400, most=1 / 960), noisy) for s in SHAPES]
+            + [(contractions(*s, 4, largest=1 / 400), weaker) for s in SHAPES],
+        ),
+        "thm-gradient-errors, runs": (few, [(erring(*s, 4), erring_claims) for s in FEW]),
+        "cor-samples": (
+            dict(chains=1000, steps=50),
+            [(samples(*s), sample_claims) for s in ((1, 2), (2, 3), (3, 2))],
+        ),
+        "conj-linear": (few, run(narrow, step=linear_step)),
+        "conj-linear, long runs": (
+            dict(chains=300, steps=1),
+            [
+                (starts(*s, 4, step=linear_step), partial(run_claims, num_rounds=3000))
+                for s in narrow
+            ],
+        ),
+    }
+
+
+STORED = Path(__file__).parent / "searched.json"
+
+
+def row(found):
+    """How the appendix shows what was found: instances, and ratios, rounded down."""
+    worst = ", ".join(f"{claim} {int(1000 * r) / 1000:.3f}" for claim, r in found["worst"].items())
+    return f"{found['instances']:,} | {worst}"
+
+
+def main(names):
+    """Search for all statements, or those named; store the worst ratios."""
+    rng, found = np.random.default_rng(0), json.loads(STORED.read_text()) if names else {}
+    for name, (much, pairs) in searches().items():
+        if names and name not in names:
+            continue
+        worst = {}
+        for built, claims in pairs:
+            for claim, ratio in climb(*built, claims, rng=rng, **much).items():
+                worst[claim] = max(worst.get(claim, 0.0), ratio)
+        tried = much["chains"] * (much["steps"] + 1) * len(pairs)
+        worst = {claim: round(ratio, 4) for claim, ratio in worst.items()}
+        found[name] = {"instances": tried, "worst": worst}
+        print(name, found[name], flush=True)
+        STORED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    main(sys.argv[1:])

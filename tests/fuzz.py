@@ -880,7 +880,13 @@ CASES = {
     "linear.guarantee": Case(
         linear.guarantee,
         lambda: dict(
-            tasks=_tasks(), B0=_start(), local_steps=3, lr=0.01, diversity=0.1, mean_drift=0.0
+            tasks=_tasks(),
+            B0=_start(),
+            local_steps=3,
+            lr=0.01,
+            diversity=0.1,
+            mean_drift=0.0,
+            drift_share=0.0,
         ),
     ),
     "linear.Guarantee.contraction": Case(
@@ -947,11 +953,12 @@ NOT_CALLED = {
     "WeightedSum": "a result",
     "control_variate": "a rule without arguments",
     "distributed": "a module",
-    "experiments": "a module of studies, not of the library",
     "linear": "a module",
     "plot": "a module",
+    "puzzle": "a module of Chapter 3's clients",
     "reference": "a module of Chapter 1's code, which checks nothing",
     "sgd": "a rule without arguments",
+    "stored": "a module that reads records",
     "linear.Cohort": "a result",
     "linear.Condition": "a result",
     "linear.Guarantee": "a result",

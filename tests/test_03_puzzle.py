@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
 import fedlib as fl
-from fedlib.experiments import puzzle
+from studies import puzzle
 
 C = 3
 MODEL = fl.MLP((1, 2, 2), C, hidden=(4,)).double()

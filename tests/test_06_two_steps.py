@@ -1,4 +1,4 @@
-"""Chapter 6's statements beside the four identities, which are in test_linear_statements.py."""
+"""Chapter 6's statements beside the identities, which are in test_linear_statements.py."""
 
 import numpy as np
 import pytest
@@ -314,7 +314,7 @@ def test_prop_private_moment_needs_two_steps():
     assert late_number(private, 1) < 1e-12
 
 
-# --- The identities, for matrix heads (Exercise 6.2) --------------------------------------------
+# --- The identities, for matrix heads (Exercise 7.6) --------------------------------------------
 
 
 @many

@@ -5,7 +5,9 @@ CIFAR federations are built on images that only say which row of which file they
 """
 
 from itertools import combinations, permutations, product
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedlib as fl
-from fedlib.experiments import cifar
+from studies import federations as cifar
 
+ROOT = Path(__file__).parent.parent
 many = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -350,3 +353,14 @@ def test_a_budget_is_the_first_images_of_each_class(numbered, kind):
             assert (x == task.train[i][0][: budget * cifar.WAYS]).all()
             by_label = {c: set(x[y == c, 2].tolist()) for c in range(cifar.WAYS)}
             assert all(len(own) == 1 for own in by_label.values())
+
+
+def test_the_chapter_has_the_studies_constants():
+    notebook = nbformat.read(ROOT / "book" / "11_federated_images.ipynb", as_version=4)
+    (source,) = (c.source for c in notebook.cells if c.source.startswith("known, classes, own"))
+    told = {}
+    exec("\n".join(source.splitlines()[:2]), told)
+    counts = cifar.counts_of("cifar100")
+    assert [told[n] for n in ("classes", "known", "own", "tune")] == list(counts)
+    assert (told["ways"], told["tested"]) == (cifar.WAYS, cifar.TEST_PER_CLASS)
+    assert told["budgets"] == cifar.BUDGETS

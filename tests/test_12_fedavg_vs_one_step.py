@@ -5,7 +5,9 @@ import pytest
 from scipy import stats
 
 import fedlib as fl
-from fedlib.experiments import one_step, study, table
+from fedlib import stored as table
+from studies import one_step
+from studies import tuning as study
 
 KINDS = ("known", "unseen", "cifar10")
 CLASSES = (5, 20, 80)
@@ -219,3 +221,90 @@ def test_clients_of_a_seed_spread_by_about_their_sampling_noise(stored):
         )
         variances.append((several - one).var(axis=1, ddof=1).mean())
     assert np.sqrt(np.mean(variances)) == pytest.approx(0.027, abs=6e-4)
+
+
+# --- The long run: what the chapter's first pictures say, for every seed ------------------------
+
+POINTS = (500, 1000, 2000, 4000, 8000, 16000)
+RUNS = {"FedAvg": (50, 0.05), "one step": (1, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def long_run():
+    return fl.load_result("long_run")["rows"]
+
+
+def chosen(row, part):
+    """Accuracy, mean over kinds, where validation clients do best; and how well they do."""
+    tried = [-1.0 if a is None else a for a in row[part]["validation"]]
+    best = tried.index(max(tried))
+    return sum(row[part][kind][best] for kind in KINDS) / 3, tried[best]
+
+
+def along(rows, regime, method, part):
+    """Points by three seeds of (accuracy, validation's), with five classes per client."""
+    tau, lr = RUNS[method]
+    own = {
+        (row["steps"], row["seed"]): chosen(row, part)
+        for row in rows
+        if row["federation"][:2] == [regime, 5] and row["variant"] == "plain"
+        if (row["local_steps"], row["client_lr"]) == (tau, lr)
+    }
+    return np.array([[own[at, seed] for seed in range(3)] for at in POINTS])
+
+
+@pytest.mark.parametrize("part", ["head", "probe"])
+def test_private_labels_ruin_the_one_step_body_and_not_fedavgs(long_run, part):
+    start = np.array([chosen(r, part)[0] for r in long_run if r["variant"] == "untrained"])
+    fedavg, one = (along(long_run, "private", m, part)[..., 0] for m in RUNS)
+    assert (fedavg > one).all()
+    assert (fedavg - one)[-1].min() > 0.1
+    assert one.argmax(axis=0).max() <= 2  # its best is at 2,000 steps at the latest
+    assert (one[3] > start).all()
+    assert (one[4:] < start).all()
+    assert (fedavg > start).all()
+
+
+@pytest.mark.parametrize("part", ["head", "probe"])
+def test_with_shared_labels_the_order_turns(long_run, part):
+    fedavg, one = (along(long_run, "shared", m, part) for m in RUNS)
+    lead = (fedavg - one)[..., 0]
+    assert (lead[:4] < 0).all()
+    assert (lead[-1] > 0).all()
+    if part == "head":
+        assert (lead[4] > 0).all()
+    else:
+        assert abs(lead[4].mean()) < 0.01
+    best = [np.take_along_axis(x[..., 0], x[..., 1].argmax(0)[None], 0) for x in (fedavg, one)]
+    assert (best[0] < best[1]).all()
+    assert (fedavg[..., 0].argmax(axis=0) >= one[..., 0].argmax(axis=0)).all()
+
+
+def fits(rows, regime, method):
+    """Accuracy on training images at every point, mean over three seeds."""
+    tau, lr = RUNS[method]
+    own = {
+        (row["steps"], row["seed"]): row["training"]["accuracy"]
+        for row in rows
+        if row["federation"][:2] == [regime, 5] and row["variant"] == "plain"
+        if (row["local_steps"], row["client_lr"]) == (tau, lr)
+    }
+    return np.array([np.mean([own[at, seed] for seed in range(3)]) for at in POINTS])
+
+
+def at_equal_fit(rows, regime, fit):
+    """FedAvg's lead where both fit their training images equally well."""
+    fedavg, one = (
+        np.interp(fit, fits(rows, regime, m), along(rows, regime, m, "head")[..., 0].mean(1))
+        for m in RUNS
+    )
+    return fedavg - one
+
+
+def test_what_is_lost_goes_with_what_is_memorised(long_run):
+    assert fits(long_run, "private", "one step")[-1] > 0.8
+    assert fits(long_run, "private", "FedAvg")[-1] < 0.5
+    leads = [at_equal_fit(long_run, "private", fit) for fit in (0.28, 0.32, 0.36, 0.4, 0.44)]
+    assert np.allclose(leads, 0.033, atol=0.01)
+    assert at_equal_fit(long_run, "shared", 0.15) > 0.02
+    assert at_equal_fit(long_run, "shared", 0.3) < -0.01

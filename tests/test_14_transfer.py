@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import fedlib as fl
 from fedlib import linear
-from fedlib.experiments import cifar, study, transfer
+from studies import federations as cifar
+from studies import transfer
+from studies import tuning as study
 
 ROOT = Path(__file__).parent.parent
 seeds = st.integers(0, 2**32 - 1)

@@ -250,7 +250,76 @@ ERRORS = {
     ),
 }
 
-DISPLAYS = LEMMA | ROUND | CONTRACTION | ERRORS
+chi = z3.Real("chi")
+DRIFT = {
+    "Lemma 8.1, second order": (
+        (1 + delta) ** 2 * (2 * (delta + O2 * eta) + chi) + 2 * O2 * (1 + delta) <= dec("2.34"),
+        [*BOX, chi >= 0, chi <= Q(1, 48)],
+    ),
+    "Lemma 8.1, the defect returns": (
+        (dec("9.81") * eta + dec("3.6") * eps * E0L) / rho + chi + dec("4.88") * x * x / rho < x,
+        [
+            *(rho > 0, rho <= 1, eta > 0, eta <= eps, E0L >= 0, chi >= 0),
+            rho * x == 12 * eta + 5 * eps * E0L + Q(6, 5) * chi * rho,
+            x <= rho / 40,
+        ],
+    ),
+    "Theorem 8.3, what is left for the drift": (
+        # h is sigma^2 over E0 mu*^2, y its coefficient in chi
+        Q(6, 5) * y * h <= Q(3, 4) / 80,
+        [h >= 0, h <= Q(1, 450), y >= 0, y <= Q(450, 128)],
+    ),
+    "Theorem 8.3, covariance": (450 * (x + 2 * y) >= 512 * (y + x / 2), [x >= 1, y >= 1]),
+}
+
+SERVER = {
+    "Theorem 9.1, common step": (
+        # (iv) with eta, delta and the distance x as there, and errors of the server
+        3 * eta * (dec("11.23") * eta) ** 2
+        + 3 * eta * (dec("4.34") * delta**2) ** 2
+        + 3 * eta * (dec("2.27") * eps * x) ** 2
+        <= dec("0.8") * eta**2 + dec("0.04") * eta * delta**2 + dec("0.04") * eps**2 * x**2,
+        [*BOX, x >= 0, x <= 1],
+    ),
+    "Theorem 9.1, sum of shares": (
+        3 * (x**2 + y**2 + z**2) >= (x + y + z) ** 2,
+        [x >= 0, y >= 0, z >= 0],
+    ),
+    "Theorem 9.1, the defect returns": (
+        (dec("9.81") * eta + dec("6.7") * eps * D2) / rho
+        + dec("4.88") * rho / 1600
+        + dec("1.05") * nu / (eta * rho)
+        < rho / 40,
+        [
+            *(rho > 0, rho <= 1, eta > 0, eps >= 0, D2 >= 0, nu >= 0),
+            12 * eta + 9 * eps * D2 <= rho**2 / 80,
+            nu <= eta * rho**2 / 120,
+        ],
+    ),
+    "Theorem 9.2, first jump": (
+        2 * root * dec("1.0125") * nu + dec("1.0252") * nu**2 <= dec("2.08") * nu,
+        [nu >= 0, nu <= Q(1, 400), root >= 0, root * root == dec("1.025") + dec("0.134") ** 2],
+    ),
+    "Theorem 9.2, last heads": (
+        2 * OMEGA * dec("1.6") * nu + dec("2.56") * nu**2 <= dec("3.37") * nu,
+        [nu >= 0, nu <= Q(1, 400)],
+    ),
+    "Theorem 9.2, second order": (
+        O2
+        * eta
+        * nu
+        * (dec("5.8") * (dec("2.41") * eta + dec("1.0025") * eps) + dec("8.41") * (eta + eps) * nu)
+        <= dec("0.37") * eta * nu,
+        [*NOISY, eta <= Q(1, 960)],
+    ),
+    "Theorem 9.2, common jump": (
+        (dec("2.04") * dec("1.0125") + 1) * dec("4.8") * (eta + eps) * nu + dec("1.64") * nu
+        <= dec("2.4") * nu,
+        [*NOISY, eta <= Q(1, 960)],
+    ),
+}
+
+DISPLAYS = LEMMA | ROUND | CONTRACTION | ERRORS | DRIFT | SERVER
 
 
 @pytest.mark.parametrize("name", DISPLAYS)

@@ -8,10 +8,10 @@ from importlib import resources
 def test_what_takes_long_to_load_waits_until_it_is_asked_for():
     script = """
 import sys, fedlib as fl
-late = {"matplotlib", "scipy", "sklearn", "pooch", "fedlib.linear", "fedlib.experiments"}
+late = {"matplotlib", "scipy", "sklearn", "pooch", "fedlib.linear", "fedlib.puzzle"}
 assert not late & set(sys.modules), late & set(sys.modules)
-fl.plot, fl.linear, fl.reference, fl.experiments.puzzle
-assert {"matplotlib", "fedlib.linear", "fedlib.experiments.puzzle"} <= set(sys.modules)
+fl.plot, fl.linear, fl.reference, fl.puzzle
+assert {"matplotlib", "fedlib.linear", "fedlib.puzzle"} <= set(sys.modules)
 assert set(fl.__all__) <= set(dir(fl))
 assert all(hasattr(fl, name) for name in fl.__all__)
 """

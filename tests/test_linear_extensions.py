@@ -4,16 +4,20 @@ Inequalities are searched for their worst case (``adversary``), identities are c
 instances, and each statement has negative controls. FEDLIB_SEARCH=500 multiplies the instances.
 """
 
+import json
 import os
+import re
 from functools import partial
 
 import adversary
 import numpy as np
 import pytest
 from adversary import climb, size, spectral
+from chapters import Chapter
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.linalg import eigvalsh, norm, svd
+from repository import ROOT
 
 from fedlib import linear
 
@@ -46,6 +50,63 @@ def test_the_search_finds_a_known_maximum_and_counts_no_more_than_it_tried():
     assert sum(seen) == 40 * 61
     assert worst["sine"] > 0.999
     assert 0.95 < worst["parabola"] <= 1
+
+
+def test_the_appendix_shows_what_the_search_found():
+    found = json.loads(adversary.STORED.read_text())
+    assert set(found) == set(adversary.searches())
+    text = Chapter(ROOT / "book" / "appendix_constants.ipynb").text
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", text, re.MULTILINE))
+    assert rows == {name: adversary.row(one) for name, one in found.items()}
+    for name, one in found.items():
+        assert max(one["worst"].values()) <= 1 + 1e-9, name
+        assert one["instances"] >= (100_000 if "long" not in name else 2_000), name
+
+
+# --- Runs: Theorems 7.1 to 7.3, their corollaries, and the conjecture ---------------------------
+
+
+def run_search(*shape, num_rounds=15, **options):
+    claims = partial(adversary.run_claims, num_rounds=num_rounds)
+    return search(adversary.starts(*shape, 4, **options), claims, steps=5)
+
+
+@pytest.mark.parametrize(("d", "k", "c", "tau"), adversary.FEW)
+@pytest.mark.parametrize("step", [adversary.theorem_step, adversary.linear_step])
+def test_steps_of_the_theorem_and_of_the_conjecture_survive_a_search(d, k, c, tau, step):
+    worst = run_search(d, k, k, c, tau, step=step)
+    assert max(worst.values()) <= 1 + 1e-9, worst
+
+
+@pytest.mark.parametrize("tau", [2, 10])
+@pytest.mark.parametrize("step", [adversary.theorem_step, adversary.linear_step])
+def test_steps_of_the_theorem_and_of_the_conjecture_may_not_be_far_longer(tau, step):
+    def far(E, mu2, tau):
+        eta, allowed = step(E, mu2, tau)
+        return 3000 * eta, allowed
+
+    with np.errstate(all="ignore"):
+        worst = run_search(4, 2, 2, 1, tau, step=far)
+    assert worst["defect"] > 1
+    assert worst["contraction"] > 1 or tau == 2
+
+
+@pytest.mark.parametrize(("d", "k", "c", "tau"), adversary.FEW)
+def test_cor_representation_survives_a_search(d, k, c, tau):
+    worst = run_search(d, k, k, c, tau, step=adversary.corollary_step)
+    assert max(worst.values()) <= 1 + 1e-9, worst
+
+
+@pytest.mark.parametrize("shape", adversary.ORDERED)
+def test_cor_orders_survives_a_search(shape):
+    worst = run_search(*shape, orders=True)
+    assert max(worst.values()) <= 1 + 1e-9, worst
+
+
+@pytest.mark.parametrize("shape", adversary.SEEING)
+def test_thm_width_survives_a_search(shape):
+    worst = run_search(*shape)
+    assert max(worst.values()) <= 1 + 1e-9, worst
 
 
 # --- Theorem 7.2: several outputs ---------------------------------------------------------------
@@ -333,6 +394,66 @@ def test_one_round_of_a_wide_model_is_the_first_of_a_run():
     assert pytest.approx(B0 @ played.P + tasks.B_star @ played.S) == played.B
 
 
+# --- Lemma 8.1: a drift that heads can pay for --------------------------------------------------
+
+
+@wide_and_tall
+def test_lem_aligned_drift_one_round(d, k, c, tau):
+    worst = search(adversary.drifting(d, k, c, tau, 4), adversary.drift_claims)
+    assert max(worst.values()) <= 1 + 1e-9, worst
+
+
+def test_lem_aligned_drift_needs_its_charge():
+    # The recursion without chi I: the drift alone exceeds what it allows.
+    free = partial(adversary.drift_claims, charged=0.0)
+    worst = search(adversary.drifting(4, 2, 1, 3, 4), free, steps=40)
+    assert worst["above"] > 1.5
+    assert worst["below"] <= 1
+
+
+def taking_turns(shift, **options):
+    """Two cohorts whose mean heads are 2 |shift| apart; heads are wide apart along e1 only."""
+    base = np.array([[0.7, 0], [-0.7, 0], [0, 0.14], [0, -0.14]])
+    truth = np.eye(4)[:, :2]
+    turns = [linear.LinearTasks(truth, base + s * np.asarray(shift)) for s in (1, -1)]
+    both = linear.LinearTasks(truth, np.vstack([cohort.heads for cohort in turns]))
+    move = 2 * np.asarray(shift)
+    share = move @ np.linalg.solve(turns[0].head_covariance, move)
+    told = dict(diversity=turns[0].diversity, local_steps=2, **options)
+    return turns, both, share, told
+
+
+def test_lem_aligned_drift_along_runs_admits_what_a_bound_on_the_movement_does_not():
+    turns, both, share, told = taking_turns([0.0035, 0], lr=4e-4)
+    B, w = both.B_star / told["lr"] ** 0.5, np.zeros(2)
+    promise = linear.guarantee(both, B, drift_share=share, **told)
+    assert promise.holds
+    assert not linear.guarantee(both, B, mean_drift=0.007, **told).holds
+    for t in range(1000):
+        played = linear.one_round(turns[t % 2], B, w, local_steps=2, lr=told["lr"])
+        B, w = played.bodies[-1].mean(axis=0), played.heads[-1].mean(axis=0)
+        assert spectral(adversary.defect(told["lr"] ** 0.5 * B)) <= promise.delta_bar
+
+
+def test_lem_aligned_drift_needs_heads_that_differ_where_the_mean_moves():
+    # The same movement along e2, where heads hardly differ, is charged twenty-five times as much.
+    _, both, along, told = taking_turns([0.0035, 0], lr=4e-4)
+    across = taking_turns([0, 0.0035], lr=4e-4)[2]
+    assert across == pytest.approx(25 * along)
+    B = both.B_star / told["lr"] ** 0.5
+    assert not linear.guarantee(both, B, drift_share=across, **told).holds
+    # And it is right to: at larger steps the defect settles at more than its bound without drift.
+    found = {}
+    for name, shift in (("along", [0.1, 0]), ("across", [0, 0.1])):
+        turns, both, share, told = taking_turns(shift, lr=0.1)
+        B, w = both.B_star / 0.1**0.5, np.zeros(2)
+        for t in range(3000):
+            played = linear.one_round(turns[t % 2], B, w, local_steps=2, lr=0.1)
+            B, w = played.bodies[-1].mean(axis=0), played.heads[-1].mean(axis=0)
+        found[name] = spectral(adversary.defect(0.1**0.5 * B)), share
+    assert found["along"][0] < found["along"][1] < found["across"][0] < found["across"][1]
+
+
 # --- Lemma 9.2 and Theorem 9.2: errors of gradients ---------------------------------------------
 
 
@@ -422,6 +543,13 @@ def test_thm_gradient_errors(kind, tau, k):
     assert phi <= 1 / 90
 
 
+@pytest.mark.parametrize(("d", "k", "c", "tau"), adversary.FEW)
+def test_thm_gradient_errors_survives_a_search_of_runs(d, k, c, tau):
+    claims = partial(adversary.erring_claims, num_rounds=15)
+    worst = search(adversary.erring(d, k, c, tau, 4), claims, steps=5)
+    assert max(worst.values()) <= 1 + 1e-9, worst
+
+
 def test_thm_gradient_errors_floor_is_of_the_size_of_its_bound():
     # Errors that all push outwards: where the run ends is more than a third of the bound.
     heads = np.array([[1.0], [-1.0]])
@@ -490,6 +618,21 @@ def test_cor_samples(d, n):
     assert misses / 200 <= failure
 
 
+@pytest.mark.parametrize(("d", "n"), [(1, 2), (2, 3), (3, 2)])
+def test_cor_samples_bounds_the_error_wherever_its_events_hold(d, n):
+    worst = search(adversary.samples(d, n), adversary.sample_claims, steps=40)
+    assert 0.9 < worst["error"] <= 1 + 1e-9
+
+
+def test_cor_samples_needs_short_residuals():
+    def long(x):
+        r, *rest = adversary.samples(2, 3)[0](x)
+        return (2 * r, *rest)
+
+    built = long, adversary.samples(2, 3)[1]
+    assert search(built, adversary.sample_claims, steps=40)["error"] > 1.5
+
+
 def test_cor_samples_needs_gaussian_tails():
     # Inputs with the same covariance, but rarely large: the error is too.
     rng, d, n = np.random.default_rng(0), 3, 50
@@ -538,6 +681,45 @@ def test_prop_pooled_noise_share_outside_the_truth(d, sigma):
     share = squares[1:].sum() / squares.sum()
     assert share == pytest.approx(outside / (outside + inside), rel=0.05)
     assert outside / (outside + inside) >= (d - 1) / (d + 1)
+
+
+def orthonormal_pool(rng, d, noise):
+    """Pooled data with mean x x' = I whose mean y x is noise: clients disagree."""
+    X = orthonormal(rng, 6 * d, d) * np.sqrt(6 * d)
+    return X, X @ (noise * rng.standard_normal(d))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_prop_pooled_noise_turns_one_direction_and_keeps_the_others(k):
+    rng, d, lr = np.random.default_rng(k), 6, 0.2
+    X, y = orthonormal_pool(rng, d, 1.0)
+    B0 = np.eye(d)[:, :k] / lr**0.5  # the truth itself
+    B, w, pooled = one_step_end(X, y, B0, lr=lr)
+    b = B0.T @ pooled
+    kept = svd(b[None], full_matrices=True)[2][1:].T
+    assert norm(B @ w - pooled) < 1e-9
+    assert norm((B - B0) @ kept) < 1e-12  # for k = 1 there are no others
+    sine = np.sqrt(1 - norm(pooled[:k]) ** 2 / norm(pooled) ** 2)
+    assert linear.subspace_distance(B, np.eye(d)[:, :k]) == pytest.approx(sine, abs=1e-9)
+
+
+def test_prop_pooled_noise_needs_orthonormal_pools_to_keep_the_others():
+    rng, lr = np.random.default_rng(0), 0.2
+    X = rng.standard_normal((12, 6))
+    B0 = np.eye(6)[:, :2] / lr**0.5
+    B, _, _ = one_step_end(X, X @ rng.standard_normal(6), B0, lr=0.05)
+    b = B0.T @ (X.T @ X @ np.linalg.lstsq(X, X @ np.ones(6))[0] / 12)
+    kept = svd(b[None], full_matrices=True)[2][1:].T
+    assert abs((B - B0) @ kept).max() > 1e-2
+
+
+def test_prop_pooled_noise_needs_a_matched_start_to_keep_the_others():
+    rng, lr = np.random.default_rng(0), 0.2
+    X, y = orthonormal_pool(rng, 6, 1.0)
+    B0 = np.eye(6)[:, :2] @ np.array([[1.0, 0.6], [0.0, 1.0]]) / lr**0.5
+    B, _, pooled = one_step_end(X, y, B0, lr=lr)
+    kept = svd((B0.T @ pooled)[None], full_matrices=True)[2][1:].T
+    assert abs((B - B0) @ kept).max() > 1e-2
 
 
 def test_prop_pooled_noise_needs_clients_that_disagree():

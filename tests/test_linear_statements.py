@@ -1134,7 +1134,7 @@ def test_thm_cohort_gives_the_hypotheses_of_the_main_theorem(seed, tau, distance
     needed = linear.cohort_needed(tasks, distance=distance, num_rounds=num_rounds, failure=q)
     lr = cohort_lr(tasks, 1 - distance**2, tau)
     B0 = linear.matched_start(tasks, lr=lr, distance=distance, rng=rng)
-    options = dict(diversity=needed.diversity, mean_drift=needed.mean_drift)
+    options = dict(diversity=needed.diversity, drift_share=needed.drift_share)
     promise = linear.guarantee(tasks, B0, local_steps=tau, lr=lr, **options)
     assert promise.holds, str(promise)
     within("D delta_bar", promise.delta_bar, 3 * promise.E0 * tasks.diversity / 160)
@@ -1146,6 +1146,33 @@ def test_thm_cohort_gives_the_hypotheses_of_the_main_theorem(seed, tau, distance
         spread -= means[:, :, None] * means[:, None, :]
         within("D diversity of a cohort", needed.diversity, eigvalsh(spread)[:, 0].min())
         within("D drift of the mean", norm(means[1] - means[0]), needed.mean_drift)
+        within("D drift over covariance", drift_share(means, spread), needed.drift_share)
+
+
+def drift_share(means, spread):
+    """The least χ of Lemma 8.1 for two cohorts in a row."""
+    move = means[1] - means[0]
+    return move @ np.linalg.solve(spread[1], move)
+
+
+@many
+@given(seeds, st.integers(1, 4), st.integers(10, 10**6), st.floats(1e-3, 0.5))
+def test_thm_cohort_gives_less_drift_than_its_proof_allows(seed, k, num_rounds, q):
+    # A hundred rounds with the cohort asked for, and with one that is far too small.
+    rng = np.random.default_rng(seed)
+    tasks = linear.LinearTasks.random(k + 2, k, 3 * k, rng=rng, mean_size=0.5)
+    needed = linear.cohort_needed(tasks, distance=0.3, num_rounds=num_rounds, failure=q)
+
+    def found(size):
+        counts = rng.multinomial(size, np.full(len(tasks.heads), 1 / len(tasks.heads)), 100)
+        p = counts / size
+        means = p @ tasks.heads
+        spread = np.einsum("ri,ij,il->rjl", p, tasks.heads, tasks.heads)
+        spread -= means[:, :, None] * means[:, None, :]
+        return max(drift_share(means[t : t + 2], spread[t : t + 2]) for t in range(99))
+
+    assert found(needed.size) <= needed.drift_share
+    assert found(max(6 * k, needed.size // 200)) > needed.drift_share
 
 
 def test_thm_cohort():
@@ -1156,7 +1183,7 @@ def test_thm_cohort():
     needed = linear.cohort_needed(tasks, distance=distance, num_rounds=T, failure=0.05)
     lr = cohort_lr(tasks, E0, tau)
     B0 = linear.matched_start(tasks, lr=lr, distance=distance, rng=rng)
-    options = dict(diversity=needed.diversity, mean_drift=needed.mean_drift)
+    options = dict(diversity=needed.diversity, drift_share=needed.drift_share)
     promise = linear.guarantee(tasks, B0, local_steps=tau, lr=lr, **options)
     drawn = dict(cohort_size=needed.size, replace=True, rng=rng)
     check_run("D", tasks, B0, tau, lr, T, promise, **drawn)

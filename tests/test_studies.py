@@ -12,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedlib as fl
-from fedlib.experiments import (
-    cifar,
+from fedlib import stored as table
+from studies import federations as cifar
+from studies import (
     fine_tuning,
     inside,
     neighbours,
     one_step,
-    store,
-    study,
-    table,
+    runner,
     transfer,
 )
-from fedlib.experiments.cifar import Federation
+from studies import tuning as study
+from studies.federations import Federation
 
+SEARCH = study.TuningStudy("x", [])
 STUDIES = [one_step.STUDY, transfer.STUDY, neighbours.STUDY]
 RESULTS = Path(__file__).parent.parent / "book" / "results"
 STORED = [s.name for s in STUDIES if (RESULTS / f"{s.name}.json").exists()]
@@ -191,7 +192,7 @@ def test_the_search_goes_on_until_the_best_step_size_has_neighbours():
         for tau in (1, 50)
     ]
     settings = [*settings, one_step.UNTRAINED]
-    searched = study.Study._search(settings, [study.around(0.05), study.around(0.2), None], run)
+    searched = SEARCH._search(settings, [study.around(0.05), study.around(0.2), None], run)
     for entry in searched[:2]:
         tried = {
             lr: max(s for s in scores.values() if s is not None)
@@ -209,7 +210,7 @@ def test_the_search_steps_down_while_all_diverge(largest):
         return [{"0.1": None if u["client_lr"] > largest else u["client_lr"]} for u in units]
 
     setting = one_step.GRID[0]
-    (entry,) = study.Study._search([setting], [study.around(0.2)], run)
+    (entry,) = SEARCH._search([setting], [study.around(0.2)], run)
     tried = {float(lr): scores["0.1"] for lr, scores in entry["tried"].items()}
     assert list(tried) == [lr for lr in study.STEP_SIZES if min(tried) <= lr <= 0.4]
     if largest:  # it ends one step below the best, which is the largest that does not diverge
@@ -241,7 +242,7 @@ def in_this_process(monkeypatch, after=None):
                 raise Stopped
             yield unit, function(**unit), 0.5
 
-    monkeypatch.setattr(store, "_in_parallel", run)
+    monkeypatch.setattr(runner, "in_parallel", run)
 
 
 @pytest.fixture
@@ -263,7 +264,7 @@ def tiny(monkeypatch):
     private, shared = ["private", 5, 100, 0.0], ["shared", 5, 100, 0.0]
     pairs = [(private, 1), (private, 2), (shared, 5)]
     settings = [dict(federation=f, local_steps=tau, matching="steps") for f, tau in pairs]
-    return study.Study(
+    return study.TuningStudy(
         name="tiny",
         settings=settings,
         starts=[study.around(0.1)] * 3,
@@ -271,7 +272,7 @@ def tiny(monkeypatch):
         seeds=(0, 1),
         curves=True,
         variant_of=lambda setting: str(setting["federation"]),
-        more=lambda chosen, seeds, run: {"seeds": seeds},
+        further=lambda chosen, seeds, run: {"seeds": seeds},
     )
 
 
@@ -328,13 +329,17 @@ def training(monkeypatch, tmp_path):
     """Where trained parameters are kept, and how often training ran, which is made up."""
     calls = []
 
-    def train(setting, config, seed, *, width, **options):
+    def clients_of(setting, federation, seed):
+        return None
+
+    def train(setting, config, seed, model, clients, **options):
         calls.append(options)
         history = fl.History(round_num=np.array([1]), loss=np.ones(1), metrics={"a": np.ones(1)})
         return {"w": torch.full((2,), config.client_lr)}, history
 
     monkeypatch.setattr(study, "RUNS", tmp_path)
     monkeypatch.setattr(study, "_train", train)
+    monkeypatch.setattr(study, "clients_of", clients_of)
     return calls
 
 
@@ -364,7 +369,7 @@ def test_a_point_where_fine_tuning_diverged_is_no_accuracy(monkeypatch):
     """Neither in the file, which is JSON, nor when it is read."""
     scores = iter([[0.5], None, [0.25]])
 
-    def adapt_heads(params, task, lrs, seed, *, width):
+    def adapt_heads(params, task, lrs, seed):
         return {budget: {lr: next(scores, [0.1]) for lr in tried} for budget, tried in lrs.items()}
 
     def trained(setting, client_lr, seed, *, metrics, eval_every):
@@ -372,7 +377,7 @@ def test_a_point_where_fine_tuning_diverged_is_no_accuracy(monkeypatch):
 
     for name, fake in dict(adapt_heads=adapt_heads, trained=trained).items():
         monkeypatch.setattr(study, name, fake)
-    monkeypatch.setattr(study, "new_clients", lambda *_: None)
+    monkeypatch.setattr(study, "new_clients", lambda *_, **__: None)
     setting, lrs = one_step.GRID[0], {"head": {"20": 0.1}}
     row = json.loads(json.dumps(study.final(setting, 0.1, lrs, 0, True), allow_nan=False))
     assert row["curve"]["accuracy"] == [0.5, None, 0.25]
@@ -486,12 +491,12 @@ def test_no_chosen_step_size_lies_at_the_edge_of_what_was_tried(name):
 
 
 def test_without_its_step_sizes_no_experiment_starts(tmp_path):
-    for main in (fine_tuning.main, inside.main):
+    for compute in (fine_tuning.compute, inside.compute):
         for chosen in (None, [], [{"setting": one_step.UNTRAINED, "client_lr": None}]):
             if chosen is not None:
                 (tmp_path / "one_step.json").write_text(json.dumps({"chosen": chosen}))
             with pytest.raises(FileNotFoundError, match=r"Run python -m .* one_step first"):
-                main(tmp_path, 1)
+                compute(tmp_path, 1)
         (tmp_path / "one_step.json").unlink()
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import fedlib as fl
-from fedlib.experiments import cifar, store
-from fedlib.experiments.cifar import Federation
 from fedlib.fedavg import FedAvgConfig, run_round
+from fedlib.stored import PROVENANCE
+from studies import federations as cifar
 from studies import long_run as study
+from studies.federations import Federation
 from studies.long_run import Run
 
 PRIVATE, SHARED = Federation("private", 5), Federation("shared", 5)
@@ -342,7 +343,7 @@ def test_a_grid_that_is_stopped_goes_on_to_the_same_rows(tmp_path):
         study.table(tmp_path / part, tmp_path)
         record = json.loads((tmp_path / "long_run.json").read_text())
         assert len(record["rows"]) == 7
-        assert set(record["provenance"]) == {*store.PROVENANCE, "compute_seconds"}
+        assert set(record["provenance"]) == {*PROVENANCE, "compute_seconds"}
         assert record["provenance"]["seeds"] == [0]
         (folder / RUNS[2].name / "rows.jsonl").unlink()
         study.table(folder, tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedlib as fl
-from fedlib.experiments import table
+from fedlib import stored as table
 
 SETTINGS = [table.UNTRAINED, table.setting("shared", 5, 1), table.setting("shared", 5, 50)]
 SEEDS = [3, 1, 2]

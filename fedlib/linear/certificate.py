@@ -181,6 +181,7 @@ def guarantee(
     lr: float,
     diversity: float | None = None,
     mean_drift: float = 0.0,
+    drift_share: float = 0.0,
 ) -> Guarantee:
     r"""Check the hypotheses of Theorem 7.1 and compute what it promises for runs from w₀ = 0.
 
@@ -188,7 +189,7 @@ def guarantee(
     with :math:`E_0=1-D_0^2` and :math:`\rho=E_0\mu^2`,
 
     .. math:: \bar\delta=\tfrac1\rho\Big(12\eta+5\eta(\tau-1)E_0\log\tfrac1{E_0}
-              +\tfrac54\beta^2\Big),\quad
+              +\tfrac54\beta^2\Big)+\tfrac65\chi,\quad
               \text{(C1)}\ \bar\delta\le\tfrac\rho{40},\quad
               \text{(C2)}\ \eta(\tau-1)\le\tfrac\rho{20}.
 
@@ -207,8 +208,11 @@ def guarantee(
         lr: their size α.
         diversity: a lower bound on the least eigenvalue of the covariance of the heads that take
             part, in every round; that of all heads, unless given.
-        mean_drift: an upper bound on how far their mean moves from round to round; 0, unless
+        mean_drift: an upper bound β on how far their mean moves from round to round; 0, unless
             given. Both are in the units of ``tasks.heads``.
+        drift_share: instead of ``mean_drift``, a number χ such that the square of that movement
+            (a matrix) is at most χ times the covariance of the heads of the later round; 0,
+            unless given. This charges movements where heads differ much less than others.
 
     Returns:
         Conditions and promises.
@@ -229,7 +233,8 @@ def guarantee(
 
     Reference:
         Theorem 7.1 (thm-representation), after Collins et al. (2022); Theorem 7.2 (thm-outputs)
-        and Theorem 7.3 (thm-width). Chapter 7.
+        and Theorem 7.3 (thm-width), Chapter 7. For ``drift_share``: Lemma 8.1
+        (lem-aligned-drift), Chapter 8.
     """
     tau, lr = check_positive_int("local_steps", local_steps), check_positive("lr", lr)
     check_tasks(tasks)
@@ -245,6 +250,7 @@ def guarantee(
             refuse("diversity", diversity, why, f"a value from 0 to {length * length:.4g}")
     eta = lr * length * (lr * length)
     beta = check_number("mean_drift", mean_drift, least=0) / length
+    chi = check_number("drift_share", drift_share, least=0)
     b, exponent = scaled(B0)
     inside = tasks.B_star.T @ b
     N = seeing(inside)  # features that see the truth; the others never move
@@ -256,7 +262,7 @@ def guarantee(
     rho = E0 * mu2
     delta_bar = math.inf
     if rho > 0:
-        delta_bar = (forcing(eta, tau, E0) + 1.25 * beta * beta) / rho
+        delta_bar = (forcing(eta, tau, E0) + 1.25 * beta * beta) / rho + 1.2 * chi
     reach = product(eta, tau - 1)
     off, admitted = float(defect(B0, lr)), min(delta_bar, 1 / 40) / 40
     conditions = (

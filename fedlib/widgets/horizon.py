@@ -10,9 +10,8 @@ import numpy as np
 import traitlets
 from scipy import stats
 
+from fedlib import stored
 from fedlib.evaluate import mean_interval
-from fedlib.experiments import table
-from fedlib.experiments.store import load_result
 from fedlib.widgets.base import Interactive, choice, whole
 
 TAUS, CLASSES = (1, 2, 5, 10, 50), ("5", "20", "80")
@@ -21,11 +20,11 @@ TAUS, CLASSES = (1, 2, 5, 10, 50), ("5", "20", "80")
 @cache
 def runs() -> dict:
     """Each setting's accuracy every 250 steps, in one seed, and at the end, in all of them."""
-    record, curves, scores = load_result("one_step"), {}, {}
+    record, curves, scores = stored.load_result("one_step"), {}, {}
     for regime, classes, tau in product(("shared", "private"), CLASSES, TAUS):
-        setting, name = table.setting(regime, int(classes), tau), f"{regime} {classes} {tau}"
-        curves[name] = table.curve(record, setting)[1][0].round(4).tolist()
-        last = table.scores(record, setting, kind="unseen", budget=20)
+        setting, name = stored.setting(regime, int(classes), tau), f"{regime} {classes} {tau}"
+        curves[name] = stored.curve(record, setting)[1][0].round(4).tolist()
+        last = stored.scores(record, setting, kind="unseen", budget=20)
         scores[name] = last.round(5).tolist()
     (num_seeds,) = {len(values) for values in scores.values()}  # one quantile for all
     return {"curves": curves, "scores": scores, "t": float(stats.t.ppf(0.975, num_seeds - 1))}

@@ -5,7 +5,7 @@ at training clients in the course of a round. Step sizes are the ones chosen in
 ``one_step.json``, and parameters are taken from that experiment's runs where they are kept.
 """
 
-__all__ = ["FEDERATIONS", "LAYERS", "METHODS", "main"]
+__all__ = ["FEDERATIONS", "LAYERS", "METHODS", "compute"]
 
 import time
 from pathlib import Path
@@ -13,21 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from fedlib.evaluate import evaluate
-from fedlib.experiments import cifar
-from fedlib.experiments.cifar import Federation
-from fedlib.experiments.one_step import CENTRALISED, UNTRAINED, chosen_lrs
-from fedlib.experiments.store import (
-    cache_of,
-    commit_of,
-    compute_seconds,
-    provenance,
-    run_units,
-    save_result,
-)
-from fedlib.experiments.study import BATCH_SIZE, config_of, trained
 from fedlib.finetune import fine_tune
 from fedlib.models import Params, with_body
 from fedlib.represent import class_similarity, effective_rank, features, linear_cka, linear_probe
+from fedlib.stored import CENTRALISED, UNTRAINED
+from studies import federations
+from studies.federations import Federation
+from studies.one_step import chosen_lrs
+from studies.record import commit_of, provenance, save_result
+from studies.runner import Runner
+from studies.tuning import BATCH_SIZE, config_of, trained
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
 METHODS = {
@@ -61,10 +56,10 @@ def unseen_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
     Shapes (1000, 3, 16, 16), (1000,), (2000, 3, 16, 16), (2000,).
     """
-    classes, rows = cifar.class_rows(seed)
-    unseen = classes[cifar.NUM_KNOWN :]
-    images, labels = cifar.load_images("cifar100", "train")
-    test_images, test_labels = cifar.load_images("cifar100", "test")
+    classes, rows = federations.class_rows(seed)
+    unseen = classes[federations.NUM_KNOWN :]
+    images, labels = federations.load_images("cifar100", "train")
+    test_images, test_labels = federations.load_images("cifar100", "test")
     learn = rows[unseen, :TRAIN_PER_CLASS].ravel()
     test = np.flatnonzero(np.isin(test_labels, unseen))
     return images[learn], labels[learn], test_images[test], test_labels[test]
@@ -82,7 +77,7 @@ def look(federation: list, runs: dict[str, tuple[dict, float | None]], seed: int
         ``{"layers": {layer: {method: numbers}}, "cka": {layer: square matrix in runs' order}}``.
     """
     train_images, train_labels, images, labels = unseen_images(seed)
-    model = cifar.model_for(Federation("shared", 80), seed)
+    model = federations.model_for(Federation("shared", 80), seed)
     params = {name: with_body(model, trained(s, lr, seed)[0]) for name, (s, lr) in runs.items()}
     layers, cka = {}, {}
     for layer, position in LAYERS.items():
@@ -106,7 +101,7 @@ def look(federation: list, runs: dict[str, tuple[dict, float | None]], seed: int
 def along(setting: dict, client_lr: float, seed: int) -> dict:
     """Train once more; measure the features' effective rank and class similarity on the way."""
     _, _, images, labels = unseen_images(seed)
-    model = cifar.model_for(Federation("shared", 80), seed)
+    model = federations.model_for(Federation("shared", 80), seed)
 
     def metrics(params: Params) -> dict[str, float]:
         outputs = features(model, with_body(model, params), images)
@@ -122,7 +117,8 @@ def own_heads(setting: dict, client_lr: float, seed: int) -> dict:
     """Start ten clients from the trained server; score each on its own classes, step by step."""
     federation = Federation(*setting["federation"])
     params, _ = trained(setting, client_lr, seed)
-    model, (train, test) = cifar.model_for(federation, seed), cifar.training_task(federation, seed)
+    model = federations.model_for(federation, seed)
+    train, test = federations.training_task(federation, seed)
     how = dict(lr=client_lr, batch_size=BATCH_SIZE, seed=seed)
     found = []
     for steps in LOCAL_STEPS:
@@ -131,7 +127,7 @@ def own_heads(setting: dict, client_lr: float, seed: int) -> dict:
     return {"accuracy": found}
 
 
-def main(output: Path, workers: int) -> None:
+def compute(output: Path, workers: int) -> None:
     """Measure all runs and store everything in ``output/inside.json``."""
     began, commit = time.monotonic(), commit_of()
 
@@ -155,7 +151,6 @@ def main(output: Path, workers: int) -> None:
         "entries": ENTRIES,
         "local_steps": LOCAL_STEPS,
     }
-    how = dict(cache=cache_of(output, "inside", design, file=__file__), workers=workers)
     looks = [
         dict(federation=list(federation), runs=own, seed=seed)
         for seed in SEEDS
@@ -167,13 +162,15 @@ def main(output: Path, workers: int) -> None:
         for own in runs.values()
         for setting, lr in (own["fedavg"], own["one_step_same_steps"])
     ]
-    seen = run_units(look, looks, label="layers", **how)
-    rounds = run_units(along, ways, label="rounds", **how)
     starts = [run_of(setting) for setting in OWN_HEADS]
     clients = [
         dict(setting=setting, client_lr=lr, seed=seed) for seed in SEEDS for setting, lr in starts
     ]
-    heads = run_units(own_heads, clients, label="own heads", **how)
+    planned = {"look": len(looks), "along": len(ways), "own_heads": len(clients)}
+    run = Runner(output / "inside.partial.jsonl", workers, planned)
+    seen = run(look, looks, label="layers")
+    rounds = run(along, ways, label="rounds")
+    heads = run(own_heads, clients, label="own heads")
     record = {
         "design": design,
         "layers": [
@@ -183,8 +180,11 @@ def main(output: Path, workers: int) -> None:
         "rounds": [u | r for u, r in zip(ways, rounds, strict=True)],
         "own_heads": [u | r for u, r in zip(clients, heads, strict=True)],
         "provenance": provenance(
-            "inside", seeds=SEEDS, wall_seconds=time.monotonic() - began, commit=commit
+            "python -m studies inside",
+            seeds=SEEDS,
+            wall_seconds=time.monotonic() - began,
+            commit=commit,
         )
-        | {"compute_seconds": compute_seconds(how["cache"])},
+        | {"compute_seconds": run.seconds},
     }
     save_result(output / "inside.json", record)

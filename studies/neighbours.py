@@ -5,12 +5,12 @@ count. An algorithm's own constant is tuned together with its client step size: 
 gets a search of its own, and the best on validation clients goes on.
 """
 
-__all__ = ["ALGORITHMS", "STUDY", "main"]
+__all__ = ["ALGORITHMS", "STUDY", "compute"]
 
 from pathlib import Path
 
-from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study, around
+from studies.federations import Federation
+from studies.tuning import TuningStudy, around
 
 FEDERATIONS = (Federation("shared", 20), Federation("private", 5))
 ALGORITHMS = {
@@ -41,7 +41,7 @@ def _variant_of(setting: dict) -> tuple:
     return *setting["federation"], name
 
 
-STUDY = Study(
+STUDY = TuningStudy(
     name="neighbours",
     settings=SETTINGS,
     starts=[around(0.05)] * len(SETTINGS),
@@ -51,6 +51,6 @@ STUDY = Study(
 )
 
 
-def main(output: Path, workers: int) -> None:
+def compute(output: Path, workers: int) -> None:
     """Compute the table and store it as ``output/neighbours.json``."""
     STUDY.run(output, workers)

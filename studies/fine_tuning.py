@@ -6,23 +6,19 @@ get as many steps as training from scratch. Constants are chosen on validation c
 their step sizes come from ``one_step.json``.
 """
 
-__all__ = ["SETTINGS", "main"]
+__all__ = ["SETTINGS", "compute"]
 
 import time
 from pathlib import Path
 
-from fedlib.experiments import cifar
-from fedlib.experiments.cifar import Task, adapt_all, featured, new_clients
-from fedlib.experiments.one_step import CENTRALISED, STUDY, UNTRAINED, chosen_lrs
-from fedlib.experiments.store import (
-    cache_of,
-    commit_of,
-    compute_seconds,
-    provenance,
-    run_units,
-    save_result,
-)
-from fedlib.experiments.study import (
+from fedlib.represent import linear_probe
+from fedlib.stored import CENTRALISED, UNTRAINED
+from studies import federations
+from studies.federations import Task, adapt_all, featured, new_clients
+from studies.one_step import STUDY, chosen_lrs
+from studies.record import commit_of, provenance, save_result
+from studies.runner import Runner
+from studies.tuning import (
     ALL_LRS,
     BUDGET,
     SCRATCH,
@@ -32,7 +28,6 @@ from fedlib.experiments.study import (
     rounded_mean,
     trained,
 )
-from fedlib.represent import linear_probe
 
 SETTINGS = [
     *(
@@ -60,10 +55,11 @@ def tune(setting: dict, client_lr: float | None) -> dict:
     task = new_clients("validation", TUNING_SEED)
     features = Task(*(featured(params, half) for half in task))
     tried = {}
-    for budget in cifar.BUDGETS:
+    for budget in federations.BUDGETS:
         smaller = features.with_budget(budget)
         tried[str(budget)] = {str(C): rounded_mean(probe(smaller, C)) for C in STRENGTHS}
-    few = adapt_all(params, task.of_first(5), {BUDGET: ALL_LRS}, TUNING_SEED, **SCRATCH)[BUDGET]
+    lrs = {BUDGET: ALL_LRS}
+    few = adapt_all(params, task.of_first(5), lrs, TUNING_SEED, fine_tuning=SCRATCH)[BUDGET]
     return {
         "probe": tried,
         "all": {str(BUDGET): {str(lr): rounded_mean(a) for lr, a in few.items()}},
@@ -74,7 +70,7 @@ def final(setting: dict, client_lr: float | None, chosen: dict, seed: int) -> di
     """Score new clients of every kind with the chosen constants."""
     params, _ = trained(setting, client_lr, seed)
     result = {"probe": {}, "all": {}}
-    for kind in cifar.KINDS:
+    for kind in federations.KINDS:
         task = new_clients(kind, seed)
         features = Task(*(featured(params, half) for half in task))
         result["probe"][kind] = {
@@ -82,22 +78,26 @@ def final(setting: dict, client_lr: float | None, chosen: dict, seed: int) -> di
             for budget, C in chosen["probe"].items()
         }
         lr = chosen["all"][str(BUDGET)]
-        scores = adapt_all(params, task.of_first(5), {BUDGET: [lr]}, seed, **SCRATCH)
+        scores = adapt_all(params, task.of_first(5), {BUDGET: [lr]}, seed, fine_tuning=SCRATCH)
         result["all"][kind] = {str(BUDGET): only(scores[BUDGET])}
     return result
 
 
-def main(output: Path, workers: int) -> None:
+def compute(output: Path, workers: int) -> None:
     """Tune, score, and store everything in ``output/fine_tuning.json``."""
     began, commit = time.monotonic(), commit_of()
     units = [
         dict(setting=setting, client_lr=lr)
         for setting, lr in zip(SETTINGS, chosen_lrs(output, SETTINGS), strict=True)
     ]
-    design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": cifar.ALL | SCRATCH}
-    how = dict(cache=cache_of(output, "fine_tuning", design, file=__file__), workers=workers)
+    design = {"strengths": STRENGTHS, "all_lrs": ALL_LRS, "all": federations.ALL | SCRATCH}
+    run = Runner(
+        output / "fine_tuning.partial.jsonl",
+        workers,
+        {"tune": len(units), "final": len(units) * len(SEEDS)},
+    )
     chosen = []
-    for unit, tried in zip(units, run_units(tune, units, label="tuning", **how), strict=True):
+    for unit, tried in zip(units, run(tune, units, label="tuning"), strict=True):
         best = {
             part: {budget: float(choose(scores)[0]) for budget, scores in by_budget.items()}
             for part, by_budget in tried.items()
@@ -108,7 +108,7 @@ def main(output: Path, workers: int) -> None:
         for seed in SEEDS
         for e in chosen
     ]
-    results = run_units(final, finals, label="final", **how)
+    results = run(final, finals, label="final")
     record = {
         "design": design,
         "chosen": chosen,
@@ -117,11 +117,11 @@ def main(output: Path, workers: int) -> None:
             for unit, result in zip(finals, results, strict=True)
         ],
         "provenance": provenance(
-            "fine_tuning",
+            "python -m studies fine_tuning",
             seeds=[TUNING_SEED, *SEEDS],
             wall_seconds=time.monotonic() - began,
             commit=commit,
         )
-        | {"compute_seconds": compute_seconds(how["cache"])},
+        | {"compute_seconds": run.seconds},
     }
     save_result(output / "fine_tuning.json", record)

@@ -7,12 +7,17 @@ validation clients. New clients then fine-tune the head alone, or all layers.
 
 __all__ = ["CENTRALISED", "FEDERATIONS", "STUDY", "UNTRAINED", "chosen_lrs", "main"]
 
+import argparse
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import STEP_SIZES, Study, around, mean_head
+from fedlib.stored import CENTRALISED, UNTRAINED
+from studies import comparison
+from studies.federations import Federation
+from studies.record import ROOT
+from studies.tuning import STEP_SIZES, TuningStudy, around, mean_head
 
 FEDERATIONS = [
     Federation(regime, classes) for classes in (5, 20, 80) for regime in ("shared", "private")
@@ -24,8 +29,6 @@ MIDDLES = {
 WIDE = [lr for lr in STEP_SIZES if 0.0125 <= lr <= 1.6]
 """Where training is short and the best step size hard to guess, all of these are tried."""
 
-UNTRAINED = dict(federation=["untrained", 80, 1, 0.0], local_steps=1, matching="steps")
-CENTRALISED = dict(federation=["pooled", 80, 1, 0.0], local_steps=50, matching="steps")
 GRID = [
     dict(federation=list(federation), local_steps=tau, matching=matching)
     for matching in MIDDLES
@@ -54,7 +57,7 @@ def _mean_heads(chosen: list[dict], seeds: list[int], run: Callable[..., list[di
     return {"mean_head": [u | r for u, r in zip(units, results, strict=True)]}
 
 
-STUDY = Study(
+STUDY = TuningStudy(
     name="one_step",
     settings=[UNTRAINED, CENTRALISED, *GRID],
     starts=[None, around(0.1), *map(_start, GRID)],
@@ -62,7 +65,7 @@ STUDY = Study(
     seeds=(0, 1, 2, 3, 4),
     parts=("head", "all"),
     curves=True,
-    more=_mean_heads,
+    further=_mean_heads,
 )
 
 
@@ -82,11 +85,28 @@ def chosen_lrs(output: Path, settings: Iterable[dict]) -> list[float | None]:
     if not all(chosen):
         raise FileNotFoundError(
             f"Invalid output={output}: its one_step.json is missing or lacks settings. "
-            "Run python -m fedlib.experiments one_step first."
+            "Run python -m studies one_step first."
         )
     return [client_lr for (client_lr,) in chosen]
 
 
-def main(output: Path, workers: int) -> None:
-    """Compute the table and store it as ``output/one_step.json``."""
-    STUDY.run(output, workers)
+def main(arguments: Sequence[str]) -> None:
+    """Compute Chapter 12's table; or, with any of the arguments below, a comparison of your own."""
+    parser = argparse.ArgumentParser(prog="python -m studies one_step", description=main.__doc__)
+    parser.add_argument("--output", type=Path, help="a folder")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    comparison.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    given = {name for name, value in vars(options).items() if value is not None}
+    own = bool(given - {"output", "workers"})
+    study, folder = STUDY, ROOT / "book" / "results"
+    if own:
+        try:
+            study, folder = comparison.study_of(options, list(arguments)), comparison.FOLDER
+        except ValueError as error:
+            parser.exit(2, f"{error}\n")
+    output = options.output or folder
+    output.mkdir(parents=True, exist_ok=True)
+    file = study.run(output, options.workers)
+    if own:
+        comparison.show(study, file)

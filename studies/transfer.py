@@ -4,12 +4,12 @@ All runs take as many gradient steps. The dial turns from labels that all client
 that each client numbers in its own order; "balanced" orders leave no mean label at all.
 """
 
-__all__ = ["STUDY", "main"]
+__all__ = ["STUDY", "compute"]
 
 from pathlib import Path
 
-from fedlib.experiments.cifar import Federation
-from fedlib.experiments.study import Study, around
+from studies.federations import Federation
+from studies.tuning import TuningStudy, around
 
 PRIVATE = Federation("private", 5)
 DIAL = [Federation("groups", 5, 100, permuted) for permuted in (0.0, 0.5, 1.0, 0.25, 0.75)]
@@ -29,7 +29,7 @@ SETTINGS = [
     *(_setting(PRIVATE, 50, server_lr=server_lr) for server_lr in (0.5, 1.5)),
     *(_setting(PRIVATE, tau, width=4) for tau in MIDDLES),
 ]
-STUDY = Study(
+STUDY = TuningStudy(
     name="transfer",
     settings=SETTINGS,
     starts=[around(MIDDLES[setting["local_steps"]]) for setting in SETTINGS],
@@ -38,6 +38,6 @@ STUDY = Study(
 )
 
 
-def main(output: Path, workers: int) -> None:
+def compute(output: Path, workers: int) -> None:
     """Compute the table and store it as ``output/transfer.json``."""
     STUDY.run(output, workers)
