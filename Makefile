@@ -39,7 +39,7 @@ export OMP_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test check format refresh notebooks course grade wheel colab chapter new-chapter site pdf serve browser shake versions benchmark results links retarget lock clean stale
+.PHONY: help book test check format refresh notebooks slides course grade wheel colab chapter new-chapter site pdf serve browser shake versions benchmark results links retarget lock clean stale
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -76,6 +76,9 @@ new-chapter: .venv/installed  ## begin a chapter that keeps all rules (NAME=17_m
 
 notebooks: .venv/installed  ## write the chapters as plain notebooks, for Colab and for students, into dist/
 	@$(BIN)/python tools/editions.py dist
+
+slides: .venv/installed assets/vendor/fetched  ## write a deck of slides for each chapter into dist/slides
+	@$(BIN)/python tools/slides.py dist/slides
 
 course: .venv/installed  ## write the homeworks, without solutions and hidden checks, into dist/course
 	@$(BIN)/python tools/coursework.py make

@@ -54,7 +54,10 @@ class Chapter:
         return directives(self.text)
 
     def section(self, heading: str) -> str:
-        """The text below a level-2 heading, up to the next one; empty without such a heading."""
+        """The text below a level-2 heading, up to the next one; empty without such a heading.
+
+        A comment of Python at the start of a line reads as a heading: put it behind the code.
+        """
         match = re.search(
             rf"^## {re.escape(heading)}[ \t]*\n(.*?)(?=^#{{1,2}} |\Z)",
             self.text,

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import yaml
 from chapters import Chapter, directives, num_words
+from editions import PYTHON
 from myst import KINDS, LEVELS
 from repository import ROOT, colab_link, notebooks
 
@@ -87,8 +88,21 @@ def test_an_exercise_is_a_cell_and_so_is_a_solution(chapter):
         held = [d for d in directives(cell["source"]) if d.name in {"exercise", "solution"}]
         if cell["cell_type"] == "markdown" and held:
             assert len(held) == 1
-            assert cell["source"].startswith(f":::{{{held[0].name}}}"), held[0].title
+            assert re.match(rf":{{3,}}\{{{held[0].name}\}}", cell["source"]), held[0].title
             assert cell["id"] == held[0].options["label"]
+
+
+@chapters
+def test_hard_exercises_have_a_folded_hint_and_programs_a_start(chapter):
+    for exercise in directives(chapter.section("Exercises")):
+        if exercise.name == "exercise":
+            label, said = exercise.options["label"], set(exercise.classes)
+            hints = [item for item in directives(exercise.body) if "exercise-hint" in item.classes]
+            assert len(hints) == bool(said & set(RULES["hints"])), f"{label}: a hint"
+            assert all(hint.folded and hint.title == "Hint" for hint in hints), label
+            starters = PYTHON.findall(exercise.body)
+            assert len(starters) == bool(said & set(RULES["starters"])), f"{label}: a start"
+            assert all("..." in code for code in starters), f"{label}: what is left to write is ..."
 
 
 @chapters
@@ -104,7 +118,8 @@ def test_cells_are_short(chapter):
     for cell in chapter.code[1:]:
         lines = [line for line in cell["source"].splitlines() if line.strip()]
         start = f"cell starting {lines[0][:50]!r}"
-        assert len(lines) <= RULES["lines"], f"{len(lines)} lines in the {start}: use fedlib"
+        said = f"{len(lines)} lines in the {start}: use fedlib, or change book/house_rules.yml"
+        assert len(lines) <= RULES["lines"], said
         if len(lines) > RULES["lines_warned"]:
             warnings.warn(f"{chapter.path.stem}: {len(lines)} lines in the {start}", stacklevel=1)
 
@@ -113,7 +128,7 @@ def test_cells_are_short(chapter):
 def test_imports(chapter):
     source = "\n".join(cell["source"] for cell in chapter.code[1:])
     imports = re.findall(r"^\s*(?:import|from) .*$", source, re.MULTILINE)
-    assert len(imports) <= RULES["imports"], f"{len(imports)} import lines"
+    assert len(imports) <= RULES["imports"], f"{len(imports)} import lines (book/house_rules.yml)"
 
 
 def test_words_are_counted_as_a_reader_would():

@@ -99,6 +99,22 @@ def test_students_see_no_solution(path):
 
 @paths
 @both
+def test_exercises_keep_their_hints_and_their_programs_start_in_a_cell(path, edition):
+    exercises = [item for item in Chapter(path).directives if item.name == "exercise"]
+    notebook = made(path, edition)
+    hints = [d for item in exercises for d in editions.directives(item.body)]
+    assert text(notebook).count("<details><summary>Hint</summary>") == len(hints)
+    starters = [code for item in exercises for code in editions.PYTHON.findall(item.body)]
+    cells = [c["source"] for c in notebook["cells"] if c["source"].startswith("# Exercise ")]
+    assert [cell.partition("\n")[2] for cell in cells] == [code.strip("\n") for code in starters]
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["source"].startswith("# Exercise "):  # below its exercise, above any solution
+            above = notebook["cells"][number - (2 if edition == "student" else 1)]["source"]
+            assert above.startswith(f"**{cell['source'].partition(chr(10))[0][2:]} (")
+
+
+@paths
+@both
 def test_code_and_outputs_are_those_of_the_book(path, edition):
     def held(cells):
         return [

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import notebooks
 import pytest
+from editions import write as write_editions
 from repository import ROOT, binder, colab_link, config, editions, pages, split, website
 from repository import notebooks as listed_notebooks
 from retarget import files, retarget
+from slides import write as write_slides
 
 FORKS = {  # addresses of repository and website
     "GitHub": ("https://github.com/Some-One/a.fork", "https://some-one.github.io/a.fork/"),
@@ -120,6 +122,28 @@ def test_retarget_leaves_no_trace_of_the_old_address(copy, fork):
         where = "blob/notebooks/" if "github.com" in url else f"{site}notebooks/"
         assert f"{where}colab/{path.stem}.ipynb)" in cells[0]["source"]
     assert f"git+{url}\n" in (copy / "binder" / "requirements.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fork", [FORKS["GitLab"], FORKS["own host"]], ids=["GitLab", "own host"])
+def test_what_a_fork_writes_links_to_the_fork_alone(copy, fork, tmp_path_factory):
+    """Notebooks, Binder's files and slides, all written by the retargeted copy."""
+    url, site = fork
+    old = config(copy)
+    shutil.copytree(ROOT / "binder", copy / "binder", dirs_exist_ok=True)
+    for name in ("references.bib", "course/paths.yml"):
+        shutil.copyfile(ROOT / name, copy / name)
+    retarget(url, copy, site)
+    folder = tmp_path_factory.mktemp("written")
+    write_editions(folder, root=copy)
+    write_slides(folder / "slides", "../", root=copy)
+    texts = [p.read_text("utf-8") for p in folder.rglob("*") if p.suffix in {".ipynb", ".html"}]
+    assert len(texts) > 40
+    assert not [text for text in texts if old["repository"]["url"] in text]
+    assert not [text for text in texts if old["html"]["baseurl"] in text]
+    assert all(f"git+{url}" in text for text in texts if '"nbformat"' in text)
+    assert f"git+{url}" in (folder / "binder" / "requirements.txt").read_text("utf-8")
+    assert binder(url) in (folder / "README.md").read_text("utf-8")
 
 
 @forks

@@ -25,7 +25,7 @@ STATEMENT = "div.proof.admonition[id], div.exercise.admonition[id]"
 
 def built_pages() -> list[str]:
     found = [path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")]
-    return sorted(name for name in found if not name.startswith(("_static", "_sources")))
+    return sorted(name for name in found if not name.startswith(("_static", "_sources", "slides")))
 
 
 def written_pages() -> list[str]:

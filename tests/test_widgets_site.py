@@ -248,5 +248,5 @@ def test_print_shows_the_picture_and_no_controls(live):
 
 def test_licence_list_names_what_is_served_and_no_more(site):  # noqa: F811
     served = {path.name for path in (site / "_static" / "vendor").iterdir()} - {"fetched"}
-    assert served == {"mathjax"}
+    assert served == {"mathjax", "reveal"}
     assert "requirejs" not in (ROOT / "assets" / "licenses.txt").read_text(encoding="utf-8").lower()

@@ -12,6 +12,7 @@ import posixpath
 import re
 import shutil
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from repository import ROOT, binder, colab_link, config, notebooks, pages, pin, 
 
 EDITIONS = ("colab", "student")
 ANSWER = "*Your answer:*"
+PYTHON = re.compile(r"^```python\n(.*?)^```\n*", re.MULTILINE | re.DOTALL)
 
 
 # ---- What labels stand for ----
@@ -155,10 +157,8 @@ def plain(path: Path, edition: str, requirement: str, plainly: Plain, root: Path
 
 
 def markdown_cells(cell: dict, edition: str, plainly: Plain) -> list[dict]:
-    """A cell of text; each exercise, solution and answer becomes a cell of its own."""
+    """A cell of text; what belongs to exercises becomes cells of its own."""
     made, prose = [], []
-    solutions = [item for item in directives(cell["source"]) if item.name == "solution"]
-    programmed = {item.title for item in solutions if "```python" in item.body}
 
     def close() -> None:
         if prose:
@@ -166,22 +166,30 @@ def markdown_cells(cell: dict, edition: str, plainly: Plain) -> list[dict]:
             prose.clear()
 
     for part in blocks(cell["source"]):
-        apart = isinstance(part, Directive) and part.name in {"exercise", "solution"}
-        if apart:
-            close()
-        if apart and part.name == "solution" and edition == "student":
+        if isinstance(part, str) or part.name not in {"exercise", "solution"}:
+            said = plainly.prose(part) if isinstance(part, str) else plainly.directive(part)
+            prose.append(said.strip("\n"))
             continue
-        text = plainly.directive(part) if isinstance(part, Directive) else plainly.prose(part)
-        prose.append(text.strip("\n"))
-        if apart:
-            close()
-        if apart and part.name == "exercise" and edition == "student":
-            made.append(markdown(ANSWER))
-            if part.options.get("label") in programmed:
-                made.append(code(f"# {plainly.target(part.options['label']).name}"))
+        close()
+        if part.name == "exercise":
+            made += exercise_cells(part, edition, plainly)
+        elif edition != "student":
+            made.append(markdown(plainly.directive(part).strip("\n")))
     close()
     for number, one in enumerate(made):
         one["id"] = f"{cell['id']}-{number}" if number else cell["id"]
+    return made
+
+
+def exercise_cells(item: Directive, edition: str, plainly: Plain) -> list[dict]:
+    """An exercise, with its hint; room for an answer; and where its program starts, as code."""
+    text = replace(item, body=PYTHON.sub("", item.body))
+    made = [markdown(plainly.directive(text).strip("\n"))]
+    if edition == "student":
+        made.append(markdown(ANSWER))
+    if starters := PYTHON.findall(item.body):
+        name = plainly.target(item.options["label"]).name
+        made.append(code(f"# {name}\n" + "\n".join(starters).rstrip("\n")))
     return made
 
 

@@ -181,7 +181,7 @@ class Plain:
         label = item.options.get("label")
         name = self.target(label).name if label else item.kind.title()
         if "nonumber" in item.options:
-            return f"**{name}.**"
+            return f"**{name}{'' if name.endswith(('?', '!')) else '.'}**"
         return f"**{name}{f' ({self.prose(item.title)})' if item.title else ''}.**"
 
     def target(self, label: str) -> Target:

@@ -6,6 +6,7 @@ python tools/refresh.py [NOTEBOOK ...]       # all of _toc.yml by default
 import base64
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -37,11 +38,16 @@ def keep_unchanged_pictures(old: dict, new: dict) -> None:
                 now["data"]["image/png"] = was["data"]["image/png"]
 
 
-def refresh(path: Path) -> None:
-    old = load(path)
+def execute(path: Path, after: Sequence[str] = ()) -> tuple[dict, list[str]]:
+    """Run a notebook in a fresh kernel, and then more cells.
+
+    Returns:
+        The notebook with new outputs, and what each of the cells `after` it printed.
+    """
     notebook = nbformat.reads(normalise(load(path), path), as_version=4)
     notebook.metadata.pop("widgets", None)
-    start = time.perf_counter()
+    own = len(notebook.cells)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in after]
     NotebookClient(
         notebook,
         timeout=600,
@@ -51,11 +57,24 @@ def refresh(path: Path) -> None:
         coalesce_streams=True,  # how often a kernel flushes is chance
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
+    said = [
+        "".join(out.text for out in cell.outputs if out.get("name") == "stdout")
+        for cell in notebook.cells[own:]
+    ]
+    del notebook.cells[own:]
+    return notebook, said
+
+
+def refresh(path: Path, after: Sequence[str] = ()) -> list[str]:
+    """Store a notebook's new outputs; return what the cells `after` it printed."""
+    old, start = load(path), time.perf_counter()
+    notebook, said = execute(path, after)
     keep_unchanged_pictures(old, notebook)
     replace(path, normalise(notebook, path).encode())
     if path.stem == "intro":
         replace(CLAIM, claim(notebook))
     print(f"refreshed {path.relative_to(ROOT)} in {time.perf_counter() - start:.0f} s", flush=True)
+    return said
 
 
 if __name__ == "__main__":

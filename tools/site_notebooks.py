@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import editions
+import slides
 from docutils import nodes
 from myst import marks
 from repository import EDITIONS, ROOT, binder, config
@@ -17,7 +18,7 @@ from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node
 
 
 def buttons(app, page, template, context, doctree):
-    """Replace the theme's buttons for downloads, and add those that start a notebook."""
+    """Replace the theme's buttons for downloads; add slides, and those that start a notebook."""
     source = Path(app.env.doc2path(page)) if doctree else Path()
     groups = context.get("header_buttons", [])
     if source.suffix != ".ipynb":
@@ -27,6 +28,16 @@ def buttons(app, page, template, context, doctree):
         for button in group.get("buttons", []):
             if "_sources/" in button.get("url", ""):
                 button |= {"url": plain, "text": ".ipynb"}
+    if page in editions.chapters():
+        groups.append(
+            {
+                "type": "link",
+                "url": context["pathto"](f"slides/{source.stem}.html", 1),
+                "tooltip": "Slides of this chapter",
+                "icon": "fas fa-display",
+                "label": "slides-button",
+            }
+        )
     if not pointing_nowhere(app):
         groups.append(launchers(source.name))
 
@@ -58,10 +69,11 @@ def launchers(name: str, root: Path = ROOT) -> dict:
 
 
 def publish(app, error):
-    """Put the editions on the site, and take the sources off it."""
+    """Put editions and slides on the site, and take the sources off it."""
     if error or app.builder.name != "html":
         return
     editions.write(Path(app.outdir, EDITIONS))
+    slides.write(Path(app.outdir, "slides"), "../")
     for source in Path(app.outdir, "_sources").rglob("*.ipynb"):
         source.unlink()
 

@@ -27,6 +27,11 @@ FILES = {
     },
     "mathjax/es5/output/chtml/fonts/woff-v2": "mathjax/output/chtml/fonts/woff-v2",
     "mathjax/LICENSE": "mathjax/LICENSE",
+    # Of slides; their look is assets/slides.css.
+    **{
+        f"reveal.js/{source}": f"reveal/{source.removeprefix('dist/')}"
+        for source in ("dist/reveal.js", "dist/reveal.css", "LICENSE")
+    },
     # For tests alone; _config.yml keeps it out of the site.
     "axe-core/axe.min.js": "tests/axe.min.js",
 }
