@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import fedlib as fl
 from fedlib import stored as table
-from studies import federations as cifar
 from studies import (
+    comparison,
     fine_tuning,
     inside,
     neighbours,
@@ -26,6 +26,7 @@ from studies import (
     runner,
     transfer,
 )
+from studies import federations as cifar
 from studies import tuning as study
 from studies.federations import Federation
 
@@ -578,6 +579,8 @@ def asked(*arguments):
         ("--classes 81", "--classes=81: training clients hold 2 to 80 classes. Use --classes 80"),
         ("--classes 2 --clients 100", "3 clients would share the 350 images.*Use --clients 80 or"),
         ("--classes 5 --images 4", "--images=4: fewer than 5 classes. Use --images 5 or more"),
+        ("--classes 2 --images 800", "1 clients would share the 350.*Use --images 700 or less"),
+        ("--gradient-steps 0", "--gradient-steps=0: must be at least 1"),
         ("--cohort 101", "--cohort=101: only 100 clients. Use --cohort 100 or less"),
         ("--batch 300", "--batch=300: a client has 240 images. Use --batch 240 or less"),
         ("--budget 101", "--budget=101: new clients have 100 images of a class"),
