@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 import fedlib as fl
 from fedlib import widgets
 
-PAGE = Path(__file__).parent.parent / "book" / "api.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "book" / "api.md"
 ROOMS = re.findall(r"^\.\. currentmodule:: (\S+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
 ENTRIES = [
     (module, name)
@@ -39,3 +41,22 @@ def test_every_entry_is_in_its_rooms_summary():
         summary = re.findall(r"^   (\w+)$", room, re.M)
         entries = re.findall(r"^\.\. auto\w+:: (\w+)$", room, re.M)
         assert summary == entries
+
+
+SITE = ROOT / "_build" / "html" / "book"
+
+
+@pytest.mark.skipif(not (SITE / "api.html").exists(), reason="the site is not built")
+def test_names_in_chapters_lead_to_their_entries_and_entries_to_chapters():
+    page = BeautifulSoup((SITE / "api.html").read_text(encoding="utf-8"), "html.parser")
+    anchors = {node["id"] for node in page.select("[id]")}
+    assert page.select('a[href="03_puzzle.html"]')
+    assert page.select('a[href="07_theorem.html#thm-representation"]')
+    linked = set()
+    for file in sorted(SITE.glob("[0-9][0-9]_*.html")):
+        chapter = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+        targets = {link["href"].removeprefix("api.html#") for link in chapter.select("a.api")}
+        assert targets, file
+        assert targets <= anchors
+        linked |= targets
+    assert {"fedlib.run_fedavg", "fedlib.linear.guarantee", "fedlib.plot.use_style"} <= linked

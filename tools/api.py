@@ -95,7 +95,7 @@ def leave_out_of_pdf(app):
     """The book on paper has no page of names."""
     if app.builder.format == "latex":
         app.config.exclude_patterns += [f"{PAGE}.md"]
-        app.config.suppress_warnings += ["toc.excluded", "myst.xref_missing"]
+        app.config.suppress_warnings += ["etoc.ref", "myst.xref_missing"]
 
 
 def setup(app):
