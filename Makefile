@@ -9,6 +9,8 @@ SITE   ?=
 INSTALL ?=
 HW     ?=
 SUB    ?=
+CHAPTER ?=
+FILE   ?=
 # What the caller gives reaches the recipes as text, in their environment: neither make nor a shell
 # may run what stands in it.
 override PYTHON := $(value PYTHON)
@@ -20,7 +22,9 @@ override SITE := $(value SITE)
 override INSTALL := $(value INSTALL)
 override HW := $(value HW)
 override SUB := $(value SUB)
-export PYTHON PORT NB NAME URL SITE INSTALL HW SUB
+override CHAPTER := $(value CHAPTER)
+override FILE := $(value FILE)
+export PYTHON PORT NB NAME URL SITE INSTALL HW SUB CHAPTER FILE
 
 BIN := .venv/bin
 # An environment that was copied or moved would run the library at its old place, and one that lost
@@ -53,10 +57,10 @@ test: site  ## set up, run every test (unit, notebooks, website)
 	@echo "==> Running every test: library, statements, notebooks cell by cell, website"
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
 
-check: .venv/installed  ## quick: lint, format, tests without notebooks and browser
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest -q tests fedlib -m "not browser and not slow"
+check: .venv/installed  ## quick: lint, format, tests without notebooks and browser; CHAPTER=7 or FILE=fedlib/local.py for one
+	@if [ -n "$$CHAPTER$$FILE" ]; then $(BIN)/python tools/check.py "$$CHAPTER" "$$FILE"; else \
+	  $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+	  $(BIN)/python -m pytest -q tests fedlib studies -m "not browser and not slow"; fi
 
 format: .venv/installed  ## format code and notebooks
 	@$(BIN)/ruff check --fix-only --quiet .

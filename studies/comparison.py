@@ -72,8 +72,7 @@ def study_of(options: argparse.Namespace, command: list[str]) -> TuningStudy:
     taus = [tau for tau in taus if tau > 1]
     if not taus:
         refuse("--local-steps", 1, "one step is what all are compared with", "--local-steps 2")
-    chosen_steps = options.gradient_steps or (_quick_steps(taus) if options.quick else STEPS)
-    steps = check_positive_int("--gradient-steps", chosen_steps)
+    steps = number("gradient_steps", _quick_steps(taus) if options.quick else STEPS)
     for tau in taus:
         _check_rounds(tau, steps)
     places = {name: getattr(options, name) for name in ("network", "data")}
@@ -84,7 +83,11 @@ def study_of(options: argparse.Namespace, command: list[str]) -> TuningStudy:
     places = {name: value for name, value in places.items() if value}
     data = places.get("data", "cifar100")
     images, classes = number("images", federations.IMAGES), options.classes or [5]
-    clients = number("clients", min(100, *(_most_clients(c, images, data) for c in classes)))
+    clients = number(
+        "clients", max(1, min(100, *(_most_clients(c, images, data) for c in classes)))
+    )
+    regimes = options.regime or ["shared", "private"]
+    held = [_federation(r, C, clients, images, data) for C, r in product(classes, regimes)]
     cohort, batch = number("cohort", COHORT_SIZE), number("batch", BATCH_SIZE)
     if cohort > clients:
         refuse("--cohort", cohort, f"only {clients} clients", f"--cohort {clients} or less")
@@ -94,8 +97,6 @@ def study_of(options: argparse.Namespace, command: list[str]) -> TuningStudy:
     if budget > most:
         refuse("--budget", budget, f"new clients have {most} images of a class", f"at most {most}")
     _check_network(places)
-    regimes = options.regime or ["shared", "private"]
-    held = [_federation(r, C, clients, images, data) for C, r in product(classes, regimes)]
     common = dict(cohort_size=cohort, batch_size=batch, images=images) | places
     settings = [stored.UNTRAINED | places] + [
         dict(federation=list(who), local_steps=tau, matching="steps", num_rounds=steps // tau)

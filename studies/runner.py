@@ -42,6 +42,7 @@ class Runner:
     ) -> None:
         self.cache, self.workers, self._brought = cache, workers, list(brought)
         self._planned, self._seconds = Counter(planned or {}), {}
+        self._pace = 1.0  # wall time of all workers for a second of theirs on a processor
 
     @property
     def seconds(self) -> int:
@@ -76,7 +77,10 @@ class Runner:
                 work = tqdm(
                     in_parallel(function, missing, self.workers), desc=label, total=len(missing)
                 )
+                began, worked = time.monotonic(), 0.0
                 for n, (unit, result, seconds) in enumerate(work, 1):
+                    worked += seconds
+                    self._pace = max(1.0, (time.monotonic() - began) * self.workers / (worked or 1))
                     line = dict(function=name, code=code, unit=unit, result=result, seconds=seconds)
                     file.write(json.dumps(line) + "\n")
                     file.flush()
@@ -94,7 +98,7 @@ class Runner:
             left = self._planned[each] - len(self._seconds.get(each, ()))
             left = max(left, of_these if each == name else 0)
             seconds += left * spent.get(each, usual) / self.workers
-        minutes = round(seconds / 60)
+        minutes = round(self._pace * seconds / 60)
         return f"about {minutes // 60} h {minutes % 60} min left in all"
 
 

@@ -1,8 +1,12 @@
 """What ``import fedlib`` loads, and what it leaves for later."""
 
+import re
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
+
+import nbformat
 
 
 def test_what_takes_long_to_load_waits_until_it_is_asked_for():
@@ -35,3 +39,11 @@ assert "torch._dynamo" not in sys.modules
 
 def test_the_types_are_there_for_checkers():
     assert resources.files("fedlib").joinpath("py.typed").is_file()
+
+
+def test_chapters_need_nothing_that_only_a_checkout_has():
+    for file in sorted((Path(__file__).parent.parent / "book").glob("*.ipynb")):
+        cells = nbformat.read(file, as_version=4).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        assert not re.search(r"^\s*(from|import) (studies|benchmarks|tools)\b", code, re.M), file
+        assert "fl.experiments" not in code

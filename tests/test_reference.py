@@ -1,7 +1,10 @@
 """The chapter's few lines, against torch's optimiser; and every strategy against them."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from test_fedavg import CONFIG, distance, federation, plain_fedavg
@@ -10,6 +13,7 @@ import fedlib as fl
 from fedlib import reference
 from fedlib.strategy import Strategy
 
+ROOT = Path(__file__).parent.parent
 STRATEGIES = [
     *("auto", "loop", "threads", "stacked", "merged"),
     Strategy(threads=2),
@@ -47,3 +51,11 @@ def test_real_targets_too():
     expected = reference.fedavg(model, clients, config, 1)
     found = fl.run_fedavg(model, clients, config, seed=1, progress=False).params
     assert distance(found, expected) < 1e-13
+
+
+def test_chapter_1_shows_the_code_that_runs():
+    chapter = nbformat.read(ROOT / "book" / "01_fedavg.ipynb", as_version=4)
+    (text,) = (c.source for c in chapter.cells if "`fedlib/reference.py`" in c.source)
+    (shown,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert shown.startswith("def local_sgd(")
+    assert shown in (ROOT / "fedlib" / "reference.py").read_text(encoding="utf-8")

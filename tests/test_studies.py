@@ -1,8 +1,11 @@
 """The federations and studies of Part III: who holds what, what is tuned, what is stored."""
 
+import argparse
 import functools
 import itertools
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,17 @@ from hypothesis import strategies as st
 
 import fedlib as fl
 from fedlib import stored as table
-from studies import federations as cifar
 from studies import (
+    comparison,
     fine_tuning,
     inside,
     neighbours,
     one_step,
+    reach,
     runner,
     transfer,
 )
+from studies import federations as cifar
 from studies import tuning as study
 from studies.federations import Federation
 
@@ -554,3 +559,134 @@ def test_what_is_looked_into_is_what_was_trained():
     for federation in inside.FEDERATIONS:
         for method in inside.METHODS.values():
             assert dict(federation=list(federation), **method) in settings
+
+
+# --- A comparison of one's own ----------------------------------------------------------------
+
+
+def asked(*arguments):
+    parser = argparse.ArgumentParser()
+    comparison.add_arguments(parser)
+    return comparison.study_of(parser.parse_args(arguments), list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--local-steps 30", "--local-steps=30.*Use --gradient-steps 1980 or 2010, or .*steps 25"),
+        ("--local-steps 1", "--local-steps=1: one step is what all are compared with"),
+        ("--local-steps 0", "--local-steps=0: must be at least 1"),
+        ("--classes 81", "--classes=81: training clients hold 2 to 80 classes. Use --classes 80"),
+        ("--classes 2 --clients 100", "3 clients would share the 350 images.*Use --clients 80 or"),
+        ("--classes 5 --images 4", "--images=4: fewer than 5 classes. Use --images 5 or more"),
+        ("--classes 2 --images 800", "1 clients would share the 350.*Use --images 700 or less"),
+        ("--gradient-steps 0", "--gradient-steps=0: must be at least 1"),
+        ("--cohort 101", "--cohort=101: only 100 clients. Use --cohort 100 or less"),
+        ("--batch 300", "--batch=300: a client has 240 images. Use --batch 240 or less"),
+        ("--budget 101", "--budget=101: new clients have 100 images of a class"),
+        ("--regime privat", "--regime='privat'.*Use one of shared, private"),
+        ("--network ResNet", "network='ResNet'.*Use network='CNN' or"),
+        ("--network nets.py:f", "no such file"),
+        ("--data mnist", "data='mnist'"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused_with_what_can(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        asked(*arguments.split())
+
+
+def test_what_is_not_asked_for_is_as_in_the_book():
+    study_ = asked("--local-steps", "50")
+    assert study_.settings[0] == one_step.UNTRAINED
+    for setting in study_.settings[1:]:
+        ours = study.config_of(setting, 0.1)
+        books = {k: setting[k] for k in ("federation", "local_steps", "matching")}
+        assert books in one_step.GRID
+        assert study.config_of(books, 0.1) == ours
+
+
+def test_arguments_reach_the_runs():
+    arguments = "--classes 2 10 --local-steps 4 25 --regime private --images 200 --cohort 4"
+    study_ = asked(*arguments.split(), "--batch", "20", "--gradient-steps", "300", "--seeds", "3")
+    assert len(study_.settings) == 1 + 2 * 3
+    assert [s["federation"][2] for s in study_.settings[1:]] == [100] * 6
+    for setting in study_.settings[1:]:
+        config = study.config_of(setting, 0.1)
+        assert config.num_rounds * config.local_steps == 300
+        assert (config.cohort_size, config.batch_size, setting["images"]) == (4, 20, 200)
+    assert list(study_.seeds) == [0, 1, 2]
+    assert shlex.split(study_.command)[:4] == ["python", "-m", "studies", "one_step"]
+    assert shlex.split(study_.command)[4:-6] == arguments.split()
+
+
+def test_two_classes_take_as_many_clients_as_there_are_images_for():
+    assert {s["federation"][2] for s in asked("--classes", "2").settings[1:]} == {80}
+
+
+NETWORK = """
+import fedlib as fl
+
+def net(image_shape, num_outputs, *, seed):
+    return fl.MLP(image_shape, num_outputs, hidden=(8,), seed=seed)
+"""
+DATA = """
+import numpy as np
+
+def data(split):
+    each = 40 if split == "train" else 10
+    labels = np.repeat(np.arange(50), each)
+    rng = np.random.default_rng(each)
+    return rng.standard_normal((len(labels), 1, 4, 4)), labels
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A network and a data set of one's own, and a folder for runs."""
+    (tmp_path / "own_net.py").write_text(NETWORK)
+    (tmp_path / "own_data.py").write_text(DATA)
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs")
+    cifar.load_images.cache_clear()
+    yield f"{tmp_path}/own_net.py:net", f"{tmp_path}/own_data.py:data"
+    for name in ("own_net", "own_data"):
+        sys.modules.pop(name, None)
+
+
+def test_a_comparison_on_data_and_a_network_of_ones_own_gives_table_and_plot(
+    own, tmp_path, monkeypatch, capsys
+):
+    network, data = own
+    in_this_process(monkeypatch)
+    monkeypatch.setattr(cifar, "HEAD", dict(steps=2, batch_size=5))
+    monkeypatch.setattr(study, "HEAD_LRS", [0.1, 0.2])
+    asked_for = f"--network {network} --data {data} --images 10 --local-steps 2 --batch 5"
+    study_ = asked(*asked_for.split(), *["--gradient-steps", "4", "--budget", "4", "--seeds", "2"])
+    file = study_.run(tmp_path, 1)
+    comparison.show(study_, file)
+    printed = capsys.readouterr().out
+    assert "Accuracy on new clients, unseen, 4 per class" in printed
+    assert "private, C = 5" in printed
+    assert file.with_suffix(".png").stat().st_size > 5000
+    assert fl.load_result(file)["provenance"]["command"] == study_.command
+
+
+def test_another_network_is_another_run(own, tmp_path):
+    network, data = own
+    setting = asked(
+        *f"--network {network} --data {data} --images 10 --local-steps 2 --batch 5".split(),
+        *["--gradient-steps", "4", "--budget", "4"],
+    ).settings[1]
+    first = study.trained(setting, 0.1, 0)[0]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    path = tmp_path / "own_net.py"
+    path.write_text(NETWORK.replace("hidden=(8,)", "hidden=(8, 8)"))
+    sys.modules.pop("own_net")
+    reach._module.cache_clear()
+    reach._reached.cache_clear()
+    second = study.trained(setting, 0.1, 0)[0]
+    assert first.keys() != second.keys()
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_runs_are_kept_in_the_checkout_wherever_one_stands():
+    assert Path(study.__file__).parent.parent / "_build" / "runs" == study.RUNS

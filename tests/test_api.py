@@ -1,0 +1,62 @@
+"""The page of all public names has every one of them, once."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+import fedlib as fl
+from fedlib import widgets
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "book" / "api.md"
+ROOMS = re.findall(r"^\.\. currentmodule:: (\S+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+ENTRIES = [
+    (module, name)
+    for module, room in ROOMS
+    for name in re.findall(r"^\.\. (?:auto|py:)\w+:: (\w+)$", room, re.M)
+]
+CONSTANTS = {"KINDS", "COLORS", "PROVENANCE", "UNTRAINED", "CENTRALISED", "MOST_STEPS"}
+CONSTANTS |= {"DIGITS", "METHODS", "PARTS", "REGIMES", "SYMBOLS"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [fl, fl.linear, fl.plot, fl.puzzle, fl.reference, fl.stored, widgets],
+    ids=lambda module: module.__name__,
+)
+def test_every_public_name_has_an_entry(module):
+    listed = [name for place, name in ENTRIES if place == module.__name__]
+    assert len(set(listed)) == len(listed)
+    public = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
+    if module is fl.stored:
+        public -= {"load_result"}  # it stands in the first room
+    assert set(listed) == public - CONSTANTS
+
+
+def test_every_entry_is_in_its_rooms_summary():
+    for _, room in ROOMS:
+        summary = re.findall(r"^   (\w+)$", room, re.M)
+        entries = re.findall(r"^\.\. auto\w+:: (\w+)$", room, re.M)
+        assert summary == entries
+
+
+SITE = ROOT / "_build" / "html" / "book"
+
+
+@pytest.mark.skipif(not (SITE / "api.html").exists(), reason="the site is not built")
+def test_names_in_chapters_lead_to_their_entries_and_entries_to_chapters():
+    page = BeautifulSoup((SITE / "api.html").read_text(encoding="utf-8"), "html.parser")
+    anchors = {node["id"] for node in page.select("[id]")}
+    assert page.select('a[href="03_puzzle.html"]')
+    assert page.select('a[href="07_theorem.html#thm-representation"]')
+    linked = set()
+    for file in sorted(SITE.glob("[0-9][0-9]_*.html")):
+        chapter = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+        targets = {link["href"].removeprefix("api.html#") for link in chapter.select("a.api")}
+        assert targets, file
+        assert targets <= anchors
+        linked |= targets
+    assert {"fedlib.run_fedavg", "fedlib.linear.guarantee", "fedlib.plot.use_style"} <= linked
