@@ -322,7 +322,10 @@ def previews(page: str, html: str) -> dict[str, str]:
     """What a link into this page may show beforehand: address -> HTML, without links and ids."""
     soup, found = BeautifulSoup(html, "html.parser"), {}
     article = soup.find("article")
-    targets = "div.proof[id], div.exercise[id], figure[id], div.math[id], div.citation[id], dt[id]"
+    targets = (
+        "div.proof[id], div.exercise[id], figure[id], div.math[id], div.citation[id], "
+        "dl:not(.py) > dt[id]"  # not the names of the library: a class holds its methods
+    )
     for target in article.select(targets) if article else []:
         anchor = target["id"]
         if target.name == "dt":
