@@ -226,7 +226,7 @@ def test_clients_of_a_seed_spread_by_about_their_sampling_noise(stored):
 # --- The long run: what the chapter's first pictures say, for every seed ------------------------
 
 POINTS = (500, 1000, 2000, 4000, 8000, 16000)
-RUNS = {"FedAvg": (50, 0.05), "one step": (1, 0.1)}
+RUNS = {"FedAvg": (50, 0.05), "one step": (1, 0.1), "one step, 0.05": (1, 0.05)}
 
 
 @pytest.fixture(scope="module")
@@ -254,20 +254,26 @@ def along(rows, regime, method, part):
 
 
 @pytest.mark.parametrize("part", ["head", "probe"])
-def test_private_labels_ruin_the_one_step_body_and_not_fedavgs(long_run, part):
+@pytest.mark.parametrize(
+    ("method", "best", "below", "least"), [("one step", 2, 4, 0.1), ("one step, 0.05", 3, 5, 0.07)]
+)
+def test_private_labels_ruin_the_one_step_body_and_not_fedavgs(
+    long_run, part, method, best, below, least
+):
     start = np.array([chosen(r, part)[0] for r in long_run if r["variant"] == "untrained"])
-    fedavg, one = (along(long_run, "private", m, part)[..., 0] for m in RUNS)
+    fedavg, one = (along(long_run, "private", m, part)[..., 0] for m in ("FedAvg", method))
     assert (fedavg > one).all()
-    assert (fedavg - one)[-1].min() > 0.1
-    assert one.argmax(axis=0).max() <= 2  # its best is at 2,000 steps at the latest
-    assert (one[3] > start).all()
-    assert (one[4:] < start).all()
+    assert (fedavg - one)[-1].min() > least
+    if part == "head":
+        assert one.argmax(axis=0).max() <= best
+        assert (one[below - 1] > start).all()
+    assert (one[below:] < start).all()
     assert (fedavg > start).all()
 
 
 @pytest.mark.parametrize("part", ["head", "probe"])
-def test_with_shared_labels_the_order_turns(long_run, part):
-    fedavg, one = (along(long_run, "shared", m, part) for m in RUNS)
+def test_with_shared_labels_large_steps_lose_the_lead_late(long_run, part):
+    fedavg, one = (along(long_run, "shared", m, part) for m in ("FedAvg", "one step"))
     lead = (fedavg - one)[..., 0]
     assert (lead[:4] < 0).all()
     assert (lead[-1] > 0).all()
@@ -275,9 +281,24 @@ def test_with_shared_labels_the_order_turns(long_run, part):
         assert (lead[4] > 0).all()
     else:
         assert abs(lead[4].mean()) < 0.01
-    best = [np.take_along_axis(x[..., 0], x[..., 1].argmax(0)[None], 0) for x in (fedavg, one)]
-    assert (best[0] < best[1]).all()
-    assert (fedavg[..., 0].argmax(axis=0) >= one[..., 0].argmax(axis=0)).all()
+
+
+@pytest.mark.parametrize("part", ["head", "probe"])
+def test_with_shared_labels_fedavgs_own_step_keeps_the_lead(long_run, part):
+    fedavg, one = (along(long_run, "shared", m, part)[..., 0] for m in ("FedAvg", "one step, 0.05"))
+    assert (one[1:5] > fedavg[1:5]).all()
+    assert abs((one - fedavg)[-1].mean()) < 0.025
+
+
+@pytest.mark.parametrize("part", ["head", "probe"])
+@pytest.mark.parametrize("method", list(RUNS)[1:])
+def test_each_at_its_best_shared_labels_favour_one_step_and_private_ones_fedavg(
+    long_run, method, part
+):
+    for regime, sign in (("shared", -1), ("private", 1)):
+        runs = (along(long_run, regime, m, part) for m in ("FedAvg", method))
+        best = [np.take_along_axis(x[..., 0], x[..., 1].argmax(0)[None], 0) for x in runs]
+        assert (sign * np.subtract(*best) > 0).all()
 
 
 def fits(rows, regime, method):
@@ -292,19 +313,24 @@ def fits(rows, regime, method):
     return np.array([np.mean([own[at, seed] for seed in range(3)]) for at in POINTS])
 
 
-def at_equal_fit(rows, regime, fit):
+def at_equal_fit(rows, regime, fit, method):
     """FedAvg's lead where both fit their training images equally well."""
     fedavg, one = (
         np.interp(fit, fits(rows, regime, m), along(rows, regime, m, "head")[..., 0].mean(1))
-        for m in RUNS
+        for m in ("FedAvg", method)
     )
     return fedavg - one
 
 
-def test_what_is_lost_goes_with_what_is_memorised(long_run):
-    assert fits(long_run, "private", "one step")[-1] > 0.8
+@pytest.mark.parametrize("method", list(RUNS)[1:])
+def test_with_private_labels_what_is_lost_goes_with_what_is_memorised(long_run, method):
+    assert fits(long_run, "private", method)[-1] > 0.75
     assert fits(long_run, "private", "FedAvg")[-1] < 0.5
-    leads = [at_equal_fit(long_run, "private", fit) for fit in (0.28, 0.32, 0.36, 0.4, 0.44)]
-    assert np.allclose(leads, 0.033, atol=0.01)
-    assert at_equal_fit(long_run, "shared", 0.15) > 0.02
-    assert at_equal_fit(long_run, "shared", 0.3) < -0.01
+    for fit in (0.28, 0.32, 0.36, 0.4, 0.44):
+        assert 0.005 < at_equal_fit(long_run, "private", fit, method) < 0.045
+
+
+@pytest.mark.parametrize("method", list(RUNS)[1:])
+def test_with_shared_labels_the_lines_cross(long_run, method):
+    assert at_equal_fit(long_run, "shared", 0.15, method) > 0.005
+    assert at_equal_fit(long_run, "shared", 0.3, method) < -0.005
