@@ -134,8 +134,8 @@ benchmark: .venv/installed  ## time fedlib and other simulators on the same work
 	@echo "==> Timing fedlib and other simulators; leave the machine alone meanwhile"
 	@$(BIN)/python -m benchmarks
 
-results: .venv/installed  ## re-run every stored experiment (3 hours); NAME=one_step for one; resumes
-	@for name in $${NAME:-puzzle one_step fine_tuning inside transfer neighbours}; do \
+results: .venv/installed  ## re-run every stored experiment (3 hours, long_run 15 more); NAME=one_step for one; resumes
+	@for name in $${NAME:-puzzle one_step fine_tuning inside transfer neighbours long_run}; do \
 	  echo "==> $$name"; $(BIN)/python -m studies "$$name" || exit 1; done
 
 links: .venv/installed  ## ask every external link of the book whether it still answers

@@ -291,6 +291,9 @@ def faults(
     page.on("pageerror", lambda error: report(f"page error: {error}"))
     page.on("requestfailed", lambda request: report(f"failed request: {request.url[:100]}"))
     for name in names:
+        text = (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
+        if re.search(r"http-equiv=.?refresh", text, re.IGNORECASE):
+            continue  # leads on to another page, and shows nothing
         requested.clear()
         page.emulate_media(color_scheme=scheme)
         page.goto(address + name)
