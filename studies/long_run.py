@@ -740,3 +740,5 @@ def main(arguments: Sequence[str]) -> None:
         table(options.folder, options.output)
     elif failed := work(options.folder, options.until):
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(run.name for run in failed)}")
+    else:
+        table(options.folder, options.output)  # as every study does

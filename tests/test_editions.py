@@ -16,6 +16,7 @@ from chapters import Chapter
 from colab import raw_markup
 from myst import CODE, EQUATION, SPAN, Plain, Target
 from repository import ROOT, config, notebooks, pin, setup_cell
+from test_site import unavailable
 
 SITE = config()["html"]["baseurl"]
 LABELS = editions.targets()
@@ -141,7 +142,7 @@ def test_links_and_numbers_are_the_sites(path):
     """Every address exists, and a statement's number there is the one in the notebook."""
     html = ROOT / "_build" / "html"
     if not (html / "index.html").exists():
-        pytest.skip("the site is not built")
+        unavailable("the site is not built. Run `make site`.")
     soups = {}
     for address in set(re.findall(rf"\]\({re.escape(SITE)}([^)]*)\)", text(made(path, "colab")))):
         page, _, anchor = address.partition("#")
