@@ -45,8 +45,9 @@ class Algorithm(NamedTuple):
         init: ``params -> state``, the state before the first round, from the model's parameters.
         round: ``(state, rng) -> (state, metrics)``, one round. ``rng`` is keyed by (seed, round)
             and draws all that is random; the new state holds new tensors, in dicts of the same
-            names. Of the metrics, numbers by name, ``loss`` is the history's; others are recorded
-            with those of ``run``'s ``metrics``.
+            names. Of the metrics, numbers by name, ``loss`` is the history's, and ``diverged`` may
+            list ids of clients to name in the error; others are recorded with those of ``run``'s
+            ``metrics``.
         params: ``state -> params``, the server's parameters.
         identity: what tells a run of it from others, JSON values by name, which a checkpoint and
             all ranks must agree on. A function without arguments stands for what it returns: it is
@@ -283,7 +284,7 @@ def run_checked(
                 break
             with own_modes(device):
                 found = algorithm.round(state.params, np.random.default_rng([seed, t]))
-            played, values, loss = _played(found)
+            played, values, loss, ill = _played(found)
             entries = state.entries
             if not (
                 np.isfinite(loss) and all(p.isfinite().all() for p in leaves_of(played).values())
@@ -291,7 +292,7 @@ def run_checked(
                 rate = algorithm.identity.get("client_lr")
                 than = "step size" if rate is None else f"client_lr smaller than {rate}"
                 raise FloatingPointError(
-                    f"Training diverged in round {t + 1}: the mean local loss is {loss}. "
+                    f"Training diverged in round {t + 1}{ill}: the mean local loss is {loss}. "
                     f"Use a {'smaller ' * (rate is None)}{than}."
                 )
             if (t + 1) % eval_every == 0 or t + 1 == num_rounds:
@@ -319,12 +320,15 @@ def _truth(answer: object) -> bool:
         ) from error
 
 
-def _played(found: object) -> tuple[State, dict[str, object], float]:
-    """Return what a round made: the state, what it recorded, and the loss."""
+def _played(found: object) -> tuple[State, dict[str, object], float, str]:
+    """Return what a round made: the state, what it recorded, the loss, and who diverged."""
     try:
         state, values = found
         values = dict(values)
-        return state, values, float(values.pop("loss", 0.0))
+        ill = [int(i) for i in values.pop("diverged", ())]
+        more = f" and {len(ill) - 1} more" if len(ill) > 1 else ""
+        on = f" on client {ill[0]}{more}" if ill else ""
+        return state, values, float(values.pop("loss", 0.0)), on
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"Invalid algorithm: its round returned {shown(found)}. Return the new state and a "

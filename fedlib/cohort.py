@@ -6,13 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -71,6 +71,10 @@ class WeightedSum(NamedTuple):
         """The weighted mean of the losses."""
         return float(self.loss) / self.weight
 
+    def finite(self) -> bool:
+        """Tell whether all sums are."""
+        return all(bool(part.isfinite().all()) for part in (self.loss, *self.params.values()))
+
 
 class ClientParams(NamedTuple):
     """Clients after their local steps, one row each.
@@ -90,6 +94,11 @@ class ClientParams(NamedTuple):
         shares = torch.as_tensor(self.weights, device=self.losses.device)
         sums = {name: _weighted(shares, rows) for name, rows in self.params.items()}
         return WeightedSum(sums, _weighted(shares, self.losses), float(self.weights.sum()))
+
+    def finite(self) -> Bool[np.ndarray, " k"]:
+        """Tell which clients' losses and parameters are finite."""
+        rows = [self.losses[:, None], *(rows.flatten(1) for rows in self.params.values())]
+        return torch.stack([r.isfinite().all(1) for r in rows]).all(0).cpu().numpy()
 
 
 def _weighted(shares: Tensor, rows: Tensor) -> Tensor:
@@ -310,6 +319,18 @@ class Plan:
         *values, loss = distributed.all_reduce([*sums.values(), loss])
         sums = dict(zip(sums, values, strict=True))
         return WeightedSum(sums, loss, float(cohort.weights.sum()))
+
+    def diverged(self, clients: ClientData, params: Params, cohort, batches, **how) -> list[int]:
+        """Train a cohort on this rank alone; return ids of clients that are no longer finite."""
+        one_by_one = replace(self.strategy, merge=False, stack=False, compile=False)
+        cohort = _Cohort(
+            replace(self, strategy=one_by_one), clients, params, cohort, batches, **how
+        )
+
+        def ill(places: np.ndarray) -> list[int]:
+            return cohort.ids[places][~cohort.train(places).finite()].tolist()
+
+        return sorted({i for job in cohort.run(ill, np.arange(len(cohort.ids))) for i in job})
 
     def train_here(self, clients: ClientData, params: Params, cohort, batches, **how) -> list:
         """Train a cohort on this rank alone; return (places, ClientParams) of each job."""

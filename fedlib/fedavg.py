@@ -226,15 +226,15 @@ def _fedavg(
         t = int(state["round"]) if counts else 0
         ids = None if cohort is None else cohort(rng, t)
         drawn, batches = draw_round(clients, config, rng=rng, ids=ids)
-        total = planned.sum(
-            clients,
-            params,
-            drawn,
-            batches,
+        how = dict(
             lr=config.client_lr if lr_schedule is None else _scaled(config, lr_schedule, t),
             weights=None if weights is None else weights[drawn],
             key=planned.draw_key(rng),
         )
+        total = planned.sum(clients, params, drawn, batches, **how)
+        found = {"loss": total.mean_loss}
+        if not total.finite():
+            found["diverged"] = planned.diverged(clients, params, drawn, batches, **how)
         average = total.average(params)
         before = {name: params[name] for name in average}
         if server is None:
@@ -243,7 +243,6 @@ def _fedavg(
             kept = state.get("server") or None
             moved, kept = _updated(server.update(before, average, kept), before)
         params = params | moved
-        found = {"loss": total.mean_loss}
         if not nested:
             return params, found
         new: State = {"params": params}

@@ -149,10 +149,10 @@ def fedrep(
         )
 
     ready = check_model(model, params, clients, loss)
-    how = dict(strategy=strategy, client_params=head)
-    on_head = plan(ready, trainable=head, local_steps=[head_steps], **how)
+    heads_apart = dict(strategy=strategy, client_params=head)
+    on_head = plan(ready, trainable=head, local_steps=[head_steps], **heads_apart)
     steps = step_counts(config, clients)
-    on_body = plan(ready, trainable=body, local_steps=steps, merges=True, **how)
+    on_body = plan(ready, trainable=body, local_steps=steps, merges=True, **heads_apart)
 
     def init(params: Params) -> State:
         rows = {name: params[name] for name in head}
@@ -174,20 +174,17 @@ def fedrep(
             client_params={name: rows[index] for name, rows in heads.items()},
             key=on_head.draw_key(rng),
         ).params
-        total = on_body.sum(
-            clients,
-            params,
-            cohort,
-            [rows[head_steps:] for rows in batches],
-            lr=config.client_lr,
-            client_params=moved,
-            key=on_body.draw_key(rng),
-        )
+        rest = [rows[head_steps:] for rows in batches]
+        how = dict(lr=config.client_lr, client_params=moved, key=on_body.draw_key(rng))
+        total = on_body.sum(clients, params, cohort, rest, **how)
+        found = {"loss": total.mean_loss}
+        if not total.finite():
+            found["diverged"] = on_body.diverged(clients, params, cohort, rest, **how)
         average = total.average(params)
         before = {name: params[name] for name in average}
         params = params | server_step(before, average, server_lr=config.server_lr)
         heads = {name: rows.index_copy(0, index, moved[name]) for name, rows in heads.items()}
-        return {"params": params, "clients": heads}, {"loss": total.mean_loss}
+        return {"params": params, "clients": heads}, found
 
     identity = identity_of(on_body, clients, config, head_steps=head_steps)
     return Algorithm(init, play, lambda state: state["params"], identity)

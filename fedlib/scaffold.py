@@ -156,6 +156,8 @@ def scaffold(
         before = {name: params[name] for name in average}
         params = params | server_step(before, average, server_lr=config.server_lr)
         found = {"loss": float(_mean(moved.losses, sizes))}
+        if not (finite := moved.finite()).all():
+            found["diverged"] = sorted(cohort[~finite].tolist())
         return {"params": params, "clients": kept}, found
 
     identity = identity_of(planned, clients, config)

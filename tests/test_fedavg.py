@@ -310,8 +310,22 @@ def test_divergence_names_the_round_and_the_step_size():
     config = replace(CONFIG, cohort_size=None, client_lr=10.0, num_rounds=200)
     model = fl.LinearNet(2, 1)
     nn.init.ones_(model.head.weight)
-    with pytest.raises(FloatingPointError, match=r"round \d+: .* smaller than 10.0"):
+    with pytest.raises(FloatingPointError, match=r"round \d+ on client 0: .* smaller than 10.0"):
         fl.run_fedavg(model, clients, config, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop", "stacked", "threads"])
+@pytest.mark.parametrize("train", [fl.run_fedavg, fl.run_scaffold, fl.run_fedrep])
+def test_divergence_names_the_clients(train, strategy):
+    """Of four clients two hold inputs that are far too large; the others stay finite."""
+    scale = torch.tensor([1e-3, 1e30, 1e-3, 1e30]).repeat_interleave(2)[:, None]
+    clients = fl.ClientData(scale * torch.ones(8, 2), torch.ones(8), np.array([2, 2, 2, 2]))
+    config = replace(CONFIG, cohort_size=None, batch_size=None, client_lr=0.1, num_rounds=9)
+    how = dict(seed=0, progress=False, strategy=strategy)
+    model = fl.LinearNet(2, 1)
+    how |= {"head_steps": 1} if train is fl.run_fedrep else {}
+    with pytest.raises(FloatingPointError, match=r"in round \d+ on client 1 and 1 more: .* 0.1"):
+        train(model, clients, config, **how)
 
 
 def test_a_refused_model_is_left_as_it_was():
