@@ -57,7 +57,7 @@ book: site  ## set up, build the website
 test: site  ## set up, run every test (unit, notebooks, website)
 	@$(BIN)/python tools/browser.py --install
 	@echo "==> Running every test: library, statements, notebooks cell by cell, website"
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 check: .venv/installed  ## quick: lint, format, tests without notebooks and browser; CHAPTER=7 or FILE=fedlib/local.py for one
 	@if [ -n "$$CHAPTER$$FILE" ]; then $(BIN)/python tools/check.py "$$CHAPTER" "$$FILE"; else \
