@@ -24,7 +24,9 @@ from repository import ROOT, pages
 
 PAGE = ROOT / "book" / "notation.md"
 BLOCK = re.compile(r"^(`{3,}|:{3,})\{math\}(?P<body>.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
-TEXT = re.compile(r"\\(?:text\w*|label|tag|begin|end|ref|eqref|\w*space)\*?\s*(?:\{[^{}]*\})+")
+TEXT = re.compile(
+    r"(?<=\|)_F|\\(?:text\w*|label|tag|begin|end|ref|eqref|\w*space)\*?\s*(?:\{[^{}]*\})+|\\\\\[[^\]]*\]"
+)
 WORD = re.compile(r"\\(?:mathrm|operatorname\*?)\s*\{([^{}]*)\}")
 DIFFERENTIAL = re.compile(r"(?<![A-Za-z\\])d(?=[a-z](?![A-Za-z]))")
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\S", re.DOTALL)
@@ -168,7 +170,7 @@ def fit(named: Symbol, used: Symbol) -> int:
         return mark + 5
     if named.index is None:  # with any index
         return mark + 2
-    if named.index not in ANY:
+    if named.index not in ANY or r"\mathcal" in (used.index or ""):  # a set is no index
         return 0
     if used.index is None:  # of the client at hand
         return mark + 1
