@@ -1,7 +1,7 @@
 """One letter has one meaning: book/notation.md explains the mathematics of all pages."""
 
 import pytest
-from notation import PAGE, book, faults, rows, symbols, table, wordless
+from notation import PAGE, book, faults, labels, rows, symbols, table, wordless
 
 
 def test_every_symbol_of_the_book_has_one_meaning_where_it_is_used():
@@ -104,3 +104,11 @@ def test_words_are_compared_both_ways():
 )
 def test_symbols_of_a_formula(formula, found):
     assert [str(symbol) for symbol in symbols(formula)] == found
+
+
+def test_labels_of_figures_and_captions_are_read():
+    cell = {
+        "source": "%pip install x\nax.set(xlabel=r'$V_t$', title=rf'$\\tau={tau}$ of \\$5')\n'$'",
+        "metadata": {"mystnb": {"figure": {"caption": "Here $\\hat w$ is blue."}}},
+    }
+    assert labels(cell).split("\n\n") == [r"$\tau=0$", "$V_t$", r"$\hat w$"]

@@ -9,6 +9,7 @@ Where the page is silent, a bar and a dot are a mean and a difference of what it
 letters in its tables `free` may be bound anywhere, but for the chapters in which they are symbols.
 """
 
+import ast
 import re
 import sys
 from collections import defaultdict
@@ -265,7 +266,26 @@ def _text(path: Path) -> str:
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
     cells = notebooks.load(path)["cells"]
-    return "\n\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    return "\n\n".join(
+        cell["source"] if cell["cell_type"] == "markdown" else labels(cell) for cell in cells
+    )
+
+
+def labels(cell: dict) -> str:
+    """Formulas in strings of a code cell, as a figure's axes show them, and in its caption."""
+    code = re.sub(r"^([ \t]*)[%!].*", r"\1pass", cell["source"], flags=re.MULTILINE)
+    nodes = list(ast.walk(ast.parse(code)))
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):  # what it computes is a number
+            values = node.values
+            found.append("".join(v.value if isinstance(v, ast.Constant) else "0" for v in values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [] if id(node) in parts else [node.value]
+    figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+    texts = [*found, figure.get("caption", "")]
+    return "\n\n".join(f"${formula}$" for text in texts for formula in formulas(text))
 
 
 if __name__ == "__main__":
