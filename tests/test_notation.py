@@ -95,9 +95,10 @@ def test_words_are_compared_both_ways():
     ("formula", "found"),
     [
         (r"\alpha a_{i,s}^{\tau}", [r"\alpha", "a_{i,s}", r"\tau"]),
-        (r"\bar{W}_{\mathcal S}^{*\top}", [r"\bar W_{\mathcalS}^*"]),
+        (r"\bar{W}_{\mathcal S}^{*\top}", [r"\bar W_{\mathcal S}^*"]),
         (r"\hat{\mathcal C}_t'^2\mathbf 1", [r"\hat \mathcal C_{t}", r"\mathbf 1"]),
         (r"\mathrm{dist}(B_{*\perp})\text{ if }\le x", [r"B_{*\perp}", "x"]),
+        (r"\mu_{\mathrm{prox}}\theta_{\text{no}}", [r"\mu_{prox}", r"\theta_{}"]),
         (r"\frac\mu2\sum_{j<l}^n", [r"\mu", "j", "l", "n"]),
         (r"\int_0^1\frac{dx}{1-x}", ["x", "x"]),
     ],

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import notebooks
@@ -120,7 +120,7 @@ def _symbols(tokens: list[str]) -> list[Symbol]:
                 continue
             group, behind = _group(tokens, end + 1)
             if tokens[end] == "_":
-                index, inside = "".join(t for t in group if t not in "{}"), group
+                index, inside = _plain(group), group
             elif group[:1] and group[0] in MARKS and group[1:2] in ([], [r"\top"]):
                 mark = "*" if group[0] == r"\star" else group[0]
             else:
@@ -129,6 +129,12 @@ def _symbols(tokens: list[str]) -> list[Symbol]:
         found += [Symbol(letter, index, mark, tuple(_symbols(inside))), *_symbols(above)]
         at = end
     return found
+
+
+def _plain(tokens: list[str]) -> str:
+    kept = [t for t in tokens if t not in {"{", "}", r"\upright"}]
+    spaced = [t + " " * (t[1:].isalpha() and n.isalpha()) for t, n in pairwise([*kept, ""])]
+    return "".join(spaced)
 
 
 @dataclass(frozen=True)
