@@ -174,7 +174,7 @@ def class_similarity(
     r"""Compare the directions of examples' features within classes and between them.
 
     The cosine similarity of two examples is
-    :math:`\langle f_i, f_j\rangle/(\|f_i\|\,\|f_j\|)`. Features behind a ReLU are never negative,
+    :math:`\langle B(x), B(x')\rangle/(|B(x)||B(x')|)`. Features behind a ReLU are never negative,
     so neither is it: different classes look alike as well. Centring takes the common part away.
 
     Args:
@@ -304,9 +304,10 @@ def linear_probe(
 def effective_rank(features: Real[Tensor | np.ndarray, "n k"]) -> float:
     r"""Return over how many directions centred features spread.
 
-    With singular values :math:`s` of the centred matrix and :math:`p_j=s_j/\sum_l s_l`, this is
-    :math:`\exp(-\sum_j p_j\log p_j)`: r if r values are equal and the others zero, and less than
-    the rank if they differ.
+    With singular values :math:`\sigma_j` of the centred matrix and
+    :math:`\bar\sigma_j=\sigma_j/\sum_l\sigma_l`, this is
+    :math:`\exp(-\sum_j\bar\sigma_j\log\bar\sigma_j)`: q if q values are equal and the others zero,
+    and less than the rank if they differ.
 
     Args:
         features: features of n examples, shape (n, k).

@@ -83,8 +83,8 @@ r"""Stochastic gradient descent, :math:`\theta\leftarrow\theta-\alpha g`: FedAvg
 def momentum(beta: float = 0.9) -> LocalStep:
     r"""Return SGD with heavy-ball momentum.
 
-    :math:`v\leftarrow\beta v+g`, then :math:`\theta\leftarrow\theta-\alpha v`. The velocity is
-    zero at the start of every round.
+    :math:`v\leftarrow\tilde\beta v+g`, then :math:`\theta\leftarrow\theta-\alpha v`. The velocity
+    is zero at the start of every round.
 
     Args:
         beta: share of the velocity that is kept, in [0, 1).
@@ -106,10 +106,10 @@ def momentum(beta: float = 0.9) -> LocalStep:
 def proximal(mu: float) -> LocalStep:
     r"""Return SGD on the loss plus a pull towards the server.
 
-    The pull is the gradient of :math:`\frac{\mu}{2}\lVert\theta-\theta_{\text{server}}\rVert^2`.
+    The pull is the gradient of :math:`\frac{\mu_{\mathrm{prox}}}2|\theta-\theta_t|^2`.
 
     Args:
-        mu: weight μ of the proximal term, positive.
+        mu: weight of the proximal term, positive.
 
     Returns:
         The local rule of FedProx.
@@ -240,6 +240,6 @@ control_variate = LocalStep(
 )
 r"""SGD with a fixed correction of each client's gradients, the local rule of SCAFFOLD.
 
-:math:`\theta\leftarrow\theta-\alpha(g+c-c_i)`, where ``extra`` holds :math:`c-c_i`.
+:math:`\theta\leftarrow\theta-\alpha(g-\hat g_i+\hat g)`; ``extra`` holds :math:`\hat g-\hat g_i`.
 Karimireddy et al. (2020), SCAFFOLD: stochastic controlled averaging for federated learning.
 """

@@ -46,10 +46,12 @@ def run_scaffold(
 ) -> FedAvgResult:
     r"""Train ``model`` by SCAFFOLD: FedAvg whose local steps are corrected for drift.
 
-    Every client keeps a control :math:`c_i`, zero at first, an estimate of its gradient at the
-    server's parameters :math:`\theta`. It steps along :math:`g-c_i+c`, where :math:`c` is the mean
-    of all clients' controls, and ends at :math:`\theta_i`. If it took part, its control becomes
-    :math:`c_i-c+(\theta-\theta_i)/(\tau\alpha)`, the mean of the gradients it met ("option II").
+    Every client keeps a control :math:`\hat g_i`, zero at first, an estimate of its gradient at
+    the server's parameters :math:`\theta`. It steps along :math:`g-\hat g_i+\hat g`, where
+    :math:`\hat g` is the mean of all clients' controls, and ends at :math:`\theta_{i,\tau}`. If it
+    took part, its control becomes
+    :math:`\hat g_i-\hat g+(\theta-\theta_{i,\tau})/(\tau\alpha)`, the mean of the gradients it met
+    ("option II").
     The server averages as FedAvg does.
 
     Means over clients are weighted by numbers of examples, as everywhere here, also that of the

@@ -13,10 +13,11 @@ from fedlib.linear.tasks import LinearTasks, check_tasks
 
 
 def one_step_floor(tasks: LinearTasks, B0: Float[np.ndarray, "d k"]) -> float:
-    r"""Distance that one local step per round never beats, :math:`\|(I-P_W)B_*\|`.
+    r"""Distance that one local step per round never beats, :math:`\|(I-P_{\mathcal W})B_*\|`.
 
-    :math:`W` is spanned by the start and :math:`B_*\bar w^*`. With all clients in every round,
-    each iterate of D-GD stays in W, whatever the first head, step sizes and number of rounds.
+    :math:`\mathcal W` is spanned by the start and :math:`B_*\bar w^*`. With all clients in every
+    round, each iterate of D-GD stays in it, whatever the first head, step sizes and number of
+    rounds.
     With c outputs, the columns of :math:`B_*\bar W^*` take the place of :math:`B_*\bar w^*`.
 
     However short the mean head, its direction is counted, and lowers the floor: only a part that
@@ -83,16 +84,16 @@ def worst_case_tasks(
 ) -> LinearTasks:
     r"""Find the truth on which one local step makes no progress at all, ever.
 
-    With :math:`q_1,\dots,q_k` an orthonormal basis of the start, :math:`p` a unit vector
-    orthogonal to it, and U orthogonal with its last column orthogonal to the mean head,
-    :math:`B_*=[q_1,\dots,q_{k-1},\sqrt{1-\delta_0^2}\,q_k+\delta_0p]\,U^\top`. Of these choices it
-    makes one that does not depend on the machine.
+    With :math:`q_1,\dots,q_k` an orthonormal basis of the start, :math:`q_{k+1}` a unit
+    vector orthogonal to it, and U orthogonal with its last column orthogonal to the mean head,
+    :math:`B_*=[q_1,\dots,q_{k-1},\sqrt{1-\mathrm{dist}_0^2}\,q_k+\mathrm{dist}_0\,q_{k+1}]\,U^\top`.
+    Of these choices it makes one that does not depend on the machine.
 
     Args:
         B0: the server's first body, of full rank, shape (d, k), k < d.
         heads: any heads whose mean has rank less than k, shape (M, k), or (M, k, c). Vectors
             qualify if k ≥ 2, or if their mean is zero.
-        distance: the distance δ₀ of the start from the truth, in [0, 1].
+        distance: the distance of the start from the truth, in [0, 1].
 
     Returns:
         Tasks with these heads, and ``one_step_floor(tasks, B0)`` equal to ``distance``.

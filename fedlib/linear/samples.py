@@ -118,10 +118,10 @@ def head_step_risk(
 ) -> Float[np.ndarray, "*n"] | float:
     r"""Return the expected risk after one gradient step on the head, on half the mean square.
 
-    For a body with :math:`\alpha B^\top B=I` and step size :math:`a\alpha` this is
+    For a body with :math:`\alpha B^\top B=I` and step size :math:`\tilde\alpha\alpha` this is
 
-    .. math:: d_w^2+\Big(1-2a+a^2\big(1+\tfrac{k+1}n\big)\Big)|v_0-v^\circ|^2
-              +a^2\tfrac kn(\sigma^2+d_w^2)
+    .. math:: d_w^2+\Big(1-2\tilde\alpha+\tilde\alpha^2\big(1+\tfrac{k+1}n\big)\Big)
+              |v_0-v^\circ|^2+\tilde\alpha^2\tfrac kn(\sigma^2+d_w^2)
 
     in orthonormal coordinates v of the features; other bodies are covered as well.
 
