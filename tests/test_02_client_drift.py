@@ -309,12 +309,12 @@ def test_prop_drift_size_needs_short_steps_and_rounds():
     assert remainder(clients, 1.0, 2) > 2 * 2 / 3 * 1.99 * u**2 * unit_of_drift
 
 
-# --- Many local steps ---------------------------------------------------------------------------
+# --- Many local steps (Exercise) ------------------------------------------------------------------
 
 
 @many
 @given(federations(), st.integers(1, 60), unit)
-def test_prop_drift_limit(clients, tau, fraction):
+def test_many_local_steps(clients, tau, fraction):
     average = clients.p @ clients.c
     spread = clients.p @ norm(clients.c - average, axis=1)
     slack = 1e-8 * size(clients)
@@ -328,30 +328,30 @@ def test_prop_drift_limit(clients, tau, fraction):
         assert clients.c.min() - slack <= place[0] <= clients.c.max() + slack
 
 
-def test_prop_drift_limit_is_sharp():
+def test_many_local_steps_is_sharp():
     clients = on_line([0.5, 1.5], [0.0, 1.0])  # with a step of 1, rho = 1/2
     distance = abs(rest(clients, 1.0, 11)[0] - 0.5)
     assert 1.001 * distance > 0.5**11 / (1 - 0.5**11) * 0.5
 
 
-def test_prop_drift_limit_needs_steps_below_two_over_the_curvature():
+def test_many_local_steps_needs_steps_below_two_over_the_curvature():
     clients = on_line([1.0, 2.5], [0.0, 1.0])
     assert abs(rest(clients, 1.0, 40)[0] - 0.5) > 0.4  # the diverging client takes all
     assert abs(rest(clients, 0.7, 40)[0] - 0.5) < 1e-4
 
 
-def test_prop_drift_limit_needs_steps_within_one_over_the_curvature_for_its_second_claim():
+def test_many_local_steps_needs_steps_within_one_over_the_curvature_for_its_second_claim():
     clients = on_line([1.0, 1.99], [1.0, 0.0], [0.05, 0.95])
     average, spread = 0.05, 2 * 0.05 * 0.95
     assert abs(rest(clients, 1.0, 2)[0] - average) > 3 * 1.99 * spread
 
 
-# --- Speed against accuracy ---------------------------------------------------------------------
+# --- Speed against accuracy (Exercise) ----------------------------------------------------------
 
 
 @many
 @given(federations(), local_steps, unit, st.integers(0, 30))
-def test_cor_drift_trade_off(clients, tau, fraction, num_rounds):
+def test_speed_against_accuracy(clients, tau, fraction, num_rounds):
     u = fraction if tau > 1 else 0.0
     alpha = fraction / max(tau - 1, 1) / clients.L
     path = play(clients, start(clients), alpha, tau, num_rounds)
@@ -361,14 +361,14 @@ def test_cor_drift_trade_off(clients, tau, fraction, num_rounds):
     assert last <= (1 - alpha * clients.mu) ** (tau * num_rounds) * first + floor + slack
 
 
-def test_cor_drift_trade_off_needs_steps_within_one_over_the_curvature():
+def test_speed_against_accuracy_needs_steps_within_one_over_the_curvature():
     # One client, so no drift: with long steps the steep direction is the slow one.
     clients = Clients(np.diag([0.5, 1.0])[None], np.zeros((1, 2)), np.ones(1), 0.5, 1.0)
     path = play(clients, np.ones(2), 1.9, 1, 5)
     assert norm(path[-1]) > (1 - 1.9 * 0.5) ** 5 * norm(path[0]) + 0.5
 
 
-def test_cor_drift_trade_off_needs_its_second_term():
+def test_speed_against_accuracy_needs_its_second_term():
     clients = on_line([0.5, 2.0], [0.0, 1.0])
     path = play(clients, np.array([3.0]), 0.1, 5, 200)
     assert abs(path[-1, 0] - clients.optimum[0]) > 0.05 > (1 - 0.1 * 0.5) ** 1000 * 3

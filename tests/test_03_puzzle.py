@@ -79,7 +79,7 @@ def test_prop_private_mean_bounds_the_spread(seed):
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=50)
-def test_prop_private_mean_needs_independent_orders(seed):
+def test_prop_private_mean_bounds_the_spread_needs_independent_orders(seed):
     """Negative control: clients that share one random order do not average its noise away."""
     params, (inputs, _) = weights(seed), client(seed, 9)
     classes = torch.arange(9) % C
@@ -137,6 +137,29 @@ def test_stored_choice_is_the_best_on_validation_clients(stored):
             ]
             assert len(mine) == len(puzzle.GRID[method]) * len(puzzle.TUNING_SEEDS)
             assert puzzle.choose(mine) == stored["chosen"][regime][method]
+
+
+def test_which_choices_stand_at_an_end_of_their_grid(stored):
+    """Elsewhere the best pair of step sizes lies inside; the chapter tells what the four mean."""
+    found = {}
+    for regime, method, part in product(puzzle.REGIMES, puzzle.GRID, puzzle.PARTS):
+        pairs = {}
+        for row in stored["tuning"]:
+            if (row["regime"], row["method"]) == (regime, method) and method != "random":
+                for lr, accuracy in row["accuracy"][part].items():  # None where it diverged
+                    pairs.setdefault((row["client_lr"], float(lr)), []).append(accuracy or 0)
+        pairs = {pair: np.mean(values) for pair, values in pairs.items()}
+        ends = [{min(side), max(side)} for side in zip(*pairs, strict=True)]
+        inside = [v for (a, b), v in pairs.items() if a not in ends[0] and b not in ends[1]]
+        if pairs and max(pairs.values()) > max(inside):
+            found[regime, method, part] = max(pairs.values()) - max(inside)
+    assert set(found) == {
+        ("shared", "one_step_same_steps", "head"),
+        ("private", "one_step_same_rounds", "head"),
+        ("balanced", "one_step_same_rounds", "head"),
+        ("balanced", "one_step_same_rounds", "all"),
+    }
+    assert found["shared", "one_step_same_steps", "head"] < 0.002
 
 
 def test_if_every_run_diverged_none_is_chosen():
