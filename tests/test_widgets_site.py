@@ -15,7 +15,7 @@ PLACES = {
     "Drift": "02_client_drift",
     "Angle": "04_shared_representation",
     "TwoPlanes": "05_one_step_fails",
-    "Dial": "05_one_step_fails",
+    "Dial": "06_two_steps",
     "HeadsInRound": "06_two_steps",
     "Promise": "08_iteration_complexity",
     "FineTuning": "10_fine_tuning",

@@ -1,4 +1,4 @@
-"""Interactive of Chapters 5 and 6: agreement on the order of labels."""
+"""Interactive of Chapter 6: agreement on the order of labels."""
 
 __all__ = ["Dial"]
 
@@ -25,7 +25,7 @@ class Dial(Interactive, module="dial"):
         True
 
     Reference:
-        Theorem 5.4 (thm-matrix-heads). Chapter 5.
+        Theorem 5.4 (thm-matrix-heads), Proposition 6.4 (prop-private-moment). Chapter 6.
     """
 
     CLIENTS, OUTPUTS, STEPS, EVERY = 100, 5, 600, 5
