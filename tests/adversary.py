@@ -176,7 +176,7 @@ def client_claims(state):
 
 
 def noisy_client(d, k, c, tau, *, largest=1 / 400, **bounds):
-    """States of Lemma 9.2: those of Lemma 7.1, and an error of every gradient."""
+    """States of Lemma 9.1: those of Lemma 7.1, and an error of every gradient."""
     build_exact, count = client(d, k, c, tau, **bounds)
 
     def build(x):
@@ -190,7 +190,7 @@ def noisy_client(d, k, c, tau, *, largest=1 / 400, **bounds):
 
 
 def noisy_client_claims(state):
-    """Left over right sides of Lemma 9.2."""
+    """Left over right sides of Lemma 9.1."""
     exact, nu, errors = state
     tau, eta = exact[3:]
     Bs, Ws, Rs = steps(*exact)

@@ -200,31 +200,48 @@ NOISY = [nu >= 0, nu <= Q(1, 400), eta > 0, eta <= Q(1, 480), eta <= eps, eps <=
 body = dec("1.0183") + dec("4.8") * (eta + eps) * nu
 
 ERRORS = {
-    "Lemma 9.2, bodies": (body <= dec("1.019"), NOISY),
-    "Lemma 9.2, defects": (
+    "Lemma 9.1, errors of bodies": (dec("4.8") * eps * nu <= dec("0.0007"), NOISY),
+    "Lemma 9.1, defects as printed": (
+        # y bounds the error of a body
+        dec("0.0367") + (2 * dec("1.0183") + y) * y <= dec("0.0382"),
+        [y >= 0, y <= dec("0.0007")],
+    ),
+    "Lemma 9.1, later residuals": (
+        dec("1.0025") * x + dec("0.0596") / dec("0.9814") <= dec("1.0634"),
+        [x >= 0, x <= 1],
+    ),
+    "Lemma 9.1, growth of bodies as printed": (
+        z3.And(
+            dec("1.019") * dec("1.6") + OMEGA * dec("4.8") * eps + 1 <= dec("2.8825"),
+            dec("2.8825") * OMEGA + dec("1.0634") * dec("1.6") <= dec("4.8"),
+        ),
+        NOISY,
+    ),
+    "Lemma 9.1, bodies": (body <= dec("1.019"), NOISY),
+    "Lemma 9.1, defects": (
         dec("0.0367")
         + (2 * dec("1.0183") + dec("4.8") * (eta + eps) * nu) * dec("4.8") * (eta + eps) * nu
         <= dec("0.038"),
         NOISY,
     ),
-    "Lemma 9.2, heads": (
+    "Lemma 9.1, heads": (
         dec("0.038") * dec("1.6")
         + (dec("1.0634") + dec("1.019") * OMEGA) * dec("4.8") * eps
         + dec("1.019")
         <= dec("1.6"),
         NOISY,
     ),
-    "Lemma 9.2, growth of bodies": (
+    "Lemma 9.1, growth of bodies": (
         (dec("1.019") * dec("1.6") + OMEGA * dec("4.8") * eps + 1) * OMEGA
         + dec("1.0634") * dec("1.6")
         <= dec("4.8"),
         NOISY,
     ),
-    "Lemma 9.2, gradients": (
+    "Lemma 9.1, gradients": (
         dec("1.019") * dec("1.6") + OMEGA * dec("4.8") * eps + 1 <= dec("2.9"),
         NOISY,
     ),
-    "Lemma 9.2, heads stay short": (dec("1.0459") + dec("1.6") * nu <= OMEGA, NOISY),
+    "Lemma 9.1, heads stay short": (dec("1.0459") + dec("1.6") * nu <= OMEGA, NOISY),
     "Theorem 9.2, contraction": (
         Q(3, 4) * rho - dec("3.36") * nu >= dec("0.74") * rho,
         [rho > 0, rho <= 1, nu >= 0, nu <= rho**2 / 400],
@@ -296,9 +313,80 @@ SERVER = {
             nu <= eta * rho**2 / 120,
         ],
     ),
+    "Theorem 9.2, sum of residuals": (
+        # x is the distance, y is tau - 1
+        dec("2.2927") + dec("0.117") + dec("1.0025") * x * y <= dec("2.41") + dec("1.0025") * y,
+        [x >= 0, x <= 1, y >= 1],
+    ),
+    "Theorem 9.2, square of a first jump's error": (
+        dec("1.0125") ** 2 * nu**2 <= dec("1.0252") * nu**2,
+        [nu >= 0],
+    ),
     "Theorem 9.2, first jump": (
         2 * root * dec("1.0125") * nu + dec("1.0252") * nu**2 <= dec("2.08") * nu,
         [nu >= 0, nu <= Q(1, 400), root >= 0, root * root == dec("1.025") + dec("0.134") ** 2],
+    ),
+    "Theorem 9.2, later jumps": (
+        # y is their sum U, z is (tau - 1) nu²; the second jump is off by at most 3.2 nu
+        dec("3.2") * nu * 2 * y + dec("3.2") ** 2 * z <= dec("0.735") * nu + dec("10.24") * z,
+        [nu >= 0, y >= 0, y <= dec("0.1148"), z >= 0],
+    ),
+    "Theorem 9.2, spread of bodies": (
+        # of the bodies' errors, 4.8 eta tau nu, eleven times the square
+        11 * (dec("4.8") * (eta + eps) * nu) ** 2 <= 26 * eps * nu**2,
+        [nu >= 0, eta >= 0, eta <= eps, eta <= Q(1, 960), eps <= Q(1, 20)],
+    ),
+    "Theorem 9.2, spread of exact bodies": (
+        z3.And(dec("1.1") * dec("4.13") <= dec("4.71"), dec("1.1") * dec("1.67") <= dec("2.22")),
+        [],
+    ),
+    "Theorem 9.2, common jump squared": (
+        z3.And(
+            x + dec("2.4") * nu <= dec("0.134"),
+            (x + dec("2.4") * nu) ** 2 <= x**2 + dec("0.63") * nu,
+        ),
+        [x >= 0, x <= dec("0.128"), nu >= 0, nu <= Q(1, 400)],
+    ),
+    "Theorem 9.2, size of the common jump": (
+        dec("11.2") * eta + dec("4.34") * (rho / 40) ** 2 + dec("2.27") * eps <= dec("0.128"),
+        [eta >= 0, eta <= Q(1, 960), rho >= 0, rho <= 1, eps >= 0, eps <= Q(1, 20)],
+    ),
+    "Theorem 9.2, all that errors add to a round": (
+        # z is (tau - 1) nu²: (1) to (4), and (5)
+        dec("2.08") * nu
+        + (dec("0.735") * nu + dec("10.24") * z)
+        + dec("3.37") * nu
+        + (dec("0.37") * nu + 26 * z)
+        + dec("0.63") * nu
+        <= dec("7.2") * nu + dec("36.3") * z,
+        [nu >= 0, z >= 0],
+    ),
+    "Theorem 9.2, rate of the squares": (
+        # u is eps rho; one minus the square of the rate
+        1 - (1 - dec("0.74") * u) ** 2 >= dec("1.452") * u,
+        [u >= 0, u <= Q(1, 20)],
+    ),
+    "Theorem 9.2, decaying parts": (
+        # y is what the sum of the squared rates is at most: 1 / (1.452 eps rho)
+        dec("4.76") * dec("1.0257") * 2 * D2 * eps**2 * y * rho <= dec("6.75") * eps * D2,
+        [eps > 0, rho > 0, D2 >= 0, dec("1.452") * eps * rho * y == 1],
+    ),
+    "Theorem 9.2, constant parts": (
+        # y is the floor, x is tau - 1, and eps = x eta
+        dec("4.76") * dec("1.0257") * 2 * (eta * x) ** 2 * y**2 * rho**3
+        <= dec("40.5") * eta * x * x * nu**2 * dec("1.95") * eta * rho,
+        [eta > 0, x >= 1, rho > 0, nu >= 0, y >= 0, y * rho <= dec("2.84") * nu],
+    ),
+    "Theorem 9.2, constant parts in all": (
+        # z is (tau - 1) nu²
+        dec("40.5") * eps * z <= dec("2.1") * z * rho,
+        [eps >= 0, eps <= rho / 20, z >= 0],
+    ),
+    "Theorem 9.2, errors over the force": (
+        # z is (tau - 1) nu²
+        (dec("7.2") * nu + dec("36.3") * z) / (dec("1.95") * rho)
+        <= (dec("3.7") * nu + dec("18.7") * z) / rho,
+        [rho > 0, nu >= 0, z >= 0],
     ),
     "Theorem 9.2, last heads": (
         2 * OMEGA * dec("1.6") * nu + dec("2.56") * nu**2 <= dec("3.37") * nu,
@@ -344,6 +432,12 @@ def test_the_values_of_a_display_exist(name):
         (late * (first + count * phi) <= dec("2.186") * delta + dec("2.411") * eta, BOX),
         (dec("1.47") >= dec("1.38") * (1 + dec("1.47") * h), [h >= 0, h <= Q(1, 20)]),
         (Q(3, 4) * rho - dec("3.36") * nu >= dec("0.745") * rho, [rho == 1, nu == rho**2 / 400]),
+        (6 * dec("0.1148") * nu + dec("10.24") * z <= dec("0.68") * nu, [nu > 0, z >= 0]),
+        (
+            11 * (dec("4.8") * (eta + eps) * nu) ** 2 <= 12 * eps * nu**2,
+            [nu > 0, eta > 0, eta <= eps, eta <= Q(1, 960), eps <= Q(1, 20)],
+        ),
+        (1 - (1 - dec("0.74") * u) ** 2 >= dec("1.453") * u, [u >= 0, u <= Q(1, 20)]),
     ],
 )
 def test_a_display_with_a_slip_is_refuted(claim, given):

@@ -454,7 +454,7 @@ def test_lem_aligned_drift_needs_heads_that_differ_where_the_mean_moves():
     assert found["along"][0] < found["along"][1] < found["across"][0] < found["across"][1]
 
 
-# --- Lemma 9.2 and Theorem 9.2: errors of gradients ---------------------------------------------
+# --- Lemma 9.1 and Theorem 9.2: errors of gradients ---------------------------------------------
 
 
 @wide_and_tall
