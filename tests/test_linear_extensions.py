@@ -683,6 +683,31 @@ def test_prop_pooled_noise_share_outside_the_truth(d, sigma):
     assert outside / (outside + inside) >= (d - 1) / (d + 1)
 
 
+@pytest.mark.parametrize(("d", "k", "sigma"), [(4, 2, 0.0), (6, 3, 0.5), (8, 2, 1.0)])
+def test_prop_pooled_noise_share_for_unequal_heads_of_mean_zero(d, k, sigma):
+    rng = np.random.default_rng(d)
+    heads = rng.standard_normal((5, k)) * [1.5, 0.3, 1.0][:k]
+    heads -= heads.mean(axis=0)
+    size = np.mean(np.sum(heads**2, axis=1))
+    X = rng.standard_normal((20_000, 5, 3, d))
+    y = np.einsum("rind,id->rin", X[..., :k], heads) + sigma * rng.standard_normal(X.shape[:3])
+    squares = np.sum(np.einsum("rind,rin->rd", X, y) ** 2, axis=0)
+    outside = (d - k) * (size + sigma**2)
+    share = squares[k:].sum() / squares.sum()
+    assert share == pytest.approx(outside / (d * (size + sigma**2) + size), rel=0.05)
+    assert (
+        outside / (d * (size + sigma**2) + size) >= (d - k) / (d + 1) - 1e-12
+    )  # equal at sigma = 0
+
+
+def test_prop_pooled_noise_needs_heads_of_mean_zero_for_its_share():
+    rng, squares = np.random.default_rng(0), np.zeros(4)
+    for _ in range(500):
+        X = rng.standard_normal((5, 3, 4))
+        squares += np.einsum("ind,in->d", X, X[..., 0]) ** 2  # all heads are 1
+    assert squares[1:].sum() / squares.sum() < 0.5 * 3 / 5
+
+
 def orthonormal_pool(rng, d, noise):
     """Pooled data with mean x x' = I whose mean y x is noise: clients disagree."""
     X = orthonormal(rng, 6 * d, d) * np.sqrt(6 * d)
