@@ -525,7 +525,7 @@ def erring_claims(state, num_rounds=40):
 
 
 def samples(d, n):
-    """Data of one client, and a residual: states of Corollary 9.1."""
+    """Data of one client, and a residual: states of cor-samples."""
 
     def build(x):
         row = Row(x)

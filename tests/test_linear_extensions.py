@@ -591,7 +591,7 @@ def tilted(lr, tilt=0.3, tau=2):
     return abs(B[1]) / norm(B)
 
 
-# --- Corollary 9.1: samples ---------------------------------------------------------------------
+# --- The corollary on samples (cor-samples) -----------------------------------------------------
 
 
 def sample_error(rng, d, n, sigma, residual):
