@@ -11,6 +11,7 @@ HW     ?=
 SUB    ?=
 CHAPTER ?=
 FILE   ?=
+HASHES ?=
 # What the caller gives reaches the recipes as text, in their environment: neither make nor a shell
 # may run what stands in it.
 override PYTHON := $(value PYTHON)
@@ -24,7 +25,8 @@ override HW := $(value HW)
 override SUB := $(value SUB)
 override CHAPTER := $(value CHAPTER)
 override FILE := $(value FILE)
-export PYTHON PORT NB NAME URL SITE INSTALL HW SUB CHAPTER FILE
+override HASHES := $(value HASHES)
+export PYTHON PORT NB NAME URL SITE INSTALL HW SUB CHAPTER FILE HASHES
 
 BIN := .venv/bin
 # An environment that was copied or moved would run the library at its old place, and one that lost
@@ -55,7 +57,7 @@ book: site  ## set up, build the website
 test: site  ## set up, run every test (unit, notebooks, website)
 	@$(BIN)/python tools/browser.py --install
 	@echo "==> Running every test: library, statements, notebooks cell by cell, website"
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 check: .venv/installed  ## quick: lint, format, tests without notebooks and browser; CHAPTER=7 or FILE=fedlib/local.py for one
 	@if [ -n "$$CHAPTER$$FILE" ]; then $(BIN)/python tools/check.py "$$CHAPTER" "$$FILE"; else \
@@ -145,7 +147,7 @@ links: .venv/installed  ## ask every external link of the book whether it still 
 retarget: .venv/installed  ## point every link at another repository (URL=its address, SITE=its website's)
 	@$(BIN)/python tools/retarget.py "$$URL"
 
-lock: .venv/installed  ## write constraints.txt from what is installed, after a change of requirements.txt
+lock: .venv/installed  ## pin what is installed, after a change of requirements.txt; HASHES=1 installs with hashes checked
 	@$(BIN)/python tools/lock.py
 
 clean:  ## remove what the other commands made, the environment too
@@ -163,9 +165,14 @@ stale:
 	@echo "==> Making the environment .venv with $$("$$PYTHON" --version)"
 	@"$$PYTHON" -m venv .venv
 
-.venv/installed: requirements.txt constraints.txt pyproject.toml $(STALE) | .venv/bin/python
+.venv/installed: requirements.txt constraints.txt requirements-lock.txt pyproject.toml $(STALE) | .venv/bin/python
 	@echo "==> Installing requirements.txt into .venv (a minute or more: PyTorch is large)"
-	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt || { echo \
+	@if [ -n "$$HASHES" ]; then \
+	  $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-lock.txt && \
+	  $(BIN)/python -m pip install --quiet --no-deps --editable .; \
+	else \
+	  $(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt; \
+	fi || { echo \
 	  "Installing failed: see pip's message above. It needs the network; afterwards nothing does."; exit 1; }
 	@touch $@
 

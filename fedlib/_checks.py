@@ -34,7 +34,7 @@ import sys
 from collections.abc import Collection, Iterable, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -222,7 +222,7 @@ def check_in(name: str, value: T, options: Iterable[T]) -> T:
     refuse(name, value, "not an option", listed)
 
 
-def check_names(name: str, value: object) -> Collection[str]:
+def check_names(name: str, value: Any) -> Collection[str]:
     """Return a collection of strings; one string is none.
 
     Raises:

@@ -16,7 +16,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _STALE = 60.0
 """Seconds after which a temporary that no process holds is one that was left behind."""

@@ -47,7 +47,8 @@ def weighted_average(params: Sequence[Params], weights: Real[np.ndarray, " m"]) 
         )
     shares = weights / weights.max()  # so that no sum overflows
     counted = np.flatnonzero(shares)
-    first, *others = zip((shares / shares.sum())[counted].tolist(), counted, strict=True)
+    portions = (shares / shares.sum())[counted].tolist()
+    first, *others = zip(portions, counted.tolist(), strict=True)
     average = {}
     for name, value in params[first[1]].items():
         # Summed in float64: in bfloat16 the sum of a thousand ones' shares stops at one half.

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from fedlib.validate import check_params, own_modes
 if TYPE_CHECKING:
     import pandas
 
-State = dict[str, Union[Tensor, "State"]]
+State = dict[str, Any]
 """What an algorithm keeps from round to round: tensors by name, in dicts, and dicts inside them."""
 
 Metrics = Callable[[Params], Mapping[str, "float | np.ndarray"]]
@@ -67,7 +67,7 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Params], State]
-    round: Callable[[State, np.random.Generator], tuple[State, Mapping[str, float]]]
+    round: Callable[[State, np.random.Generator], tuple[State, Mapping[str, Any]]]
     params: Callable[[State], Params]
     identity: dict
 
@@ -269,18 +269,19 @@ def run_checked(
             )
         if first < num_rounds:  # shows before the first round that it can be written
             file.save(state)
-    state = RunState(*distributed.broadcast(tuple(state), device=device))
+    shared_state: Any = distributed.broadcast(tuple(state), device=device)
+    state = RunState(*shared_state)
 
     def ends_here(state: RunState) -> bool:
         """Ask ``stop``, on rank 0, whether what was recorded last is the end."""
-        if not state.entries or state.entries[-1]["round_num"] != state.round_num:
+        if stop is None or not state.entries or state.entries[-1]["round_num"] != state.round_num:
             return False
         return distributed.broadcast(rank == 0 and _truth(stop(History.of(state.entries))))
 
     try:
         rounds = range(state.round_num, num_rounds)
         for t in tqdm(rounds, desc="rounds", disable=not progress or rank > 0):
-            if stop is not None and ends_here(state):
+            if ends_here(state):
                 break
             with own_modes(device):
                 found = algorithm.round(state.params, np.random.default_rng([seed, t]))
@@ -320,7 +321,7 @@ def _truth(answer: object) -> bool:
         ) from error
 
 
-def _played(found: object) -> tuple[State, dict[str, object], float, str]:
+def _played(found: Any) -> tuple[State, dict[str, Any], float, str]:
     """Return what a round made: the state, what it recorded, the loss, and who diverged."""
     try:
         state, values = found
@@ -339,7 +340,7 @@ def _played(found: object) -> tuple[State, dict[str, object], float, str]:
 def _measure(
     metrics: Metrics | None,
     params: Params,
-    found: dict[str, float],
+    found: dict[str, Any],
     entries: list[dict],
     num_clients: int | None,
 ) -> dict[str, float | list[float]]:
@@ -373,7 +374,7 @@ def _text(name: object) -> str:
     return name
 
 
-def _numbers(value: object, num_clients: int | None) -> float | list[float]:
+def _numbers(value: Any, num_clients: int | None) -> float | list[float]:
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1:
         row = [float(number) for number in value]
         if len(row) > 1 and len(row) == (num_clients or len(row)):

@@ -127,12 +127,11 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
         rows: rows of the data, shape (local_steps, b), or (local_steps, k, b) for a stack.
         weights: of the examples of every batch; None if they count alike.
     """
-    if weights is not None:
-        weights = torch.as_tensor(weights, device=clients.device)
+    shares = None if weights is None else torch.as_tensor(weights, device=clients.device)
     shape, flat = rows.shape[1:], rows.reshape(len(rows), -1)
     if _is_one_row(flat) or (flat == flat[0]).all():  # full batches: gathered once
         x, y = _select(clients, flat[0].copy())  # broadcast rows are read-only
-        return [(x.unflatten(0, shape), y.unflatten(0, shape), weights)] * len(flat)
+        return [(x.unflatten(0, shape), y.unflatten(0, shape), shares)] * len(flat)
     index = torch.as_tensor(flat, device=clients.device)
     # Targets are small: one call for all steps. Inputs are gathered when the step needs them, and
     # are in the cache then.
@@ -141,7 +140,7 @@ def gather(clients: ClientData, rows: np.ndarray, weights: np.ndarray | None) ->
     inputs = (clients.inputs.index_select(0, row) for row in index)
     if len(shape) > 1:
         inputs = (x.unflatten(0, shape) for x in inputs)
-    return ((x, y, weights) for x, y in zip(inputs, targets, strict=True))
+    return ((x, y, shares) for x, y in zip(inputs, targets, strict=True))
 
 
 def _select(clients: ClientData, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -277,8 +277,8 @@ def _read(path: Path, identity: dict, device: torch.device, like: dict | None = 
     if differs:
         there = ", ".join(f"{n}={saved.get(n)} there, {identity.get(n)} here" for n in differs)
         raise ValueError(f"it belongs to another run ({there})")
-    probes = saved.get("probe"), identity.get("probe")
-    if all(probes) and not same_probe(*probes):  # older files have none
+    there, here = saved.get("probe"), identity.get("probe")
+    if there and here and not same_probe(there, here):  # older files have none
         raise ValueError(
             "it belongs to another run (what the model's or the rule's code computes differs)"
         )

@@ -128,7 +128,7 @@ def _find(source: _Source, wanted: list[str]) -> dict[str, Path]:
     missing = [name for name in wanted if not look(name)]
     if missing:
         _download(source, cache, f"{', '.join(missing)} in {' or '.join(folders)}")
-    return {name: look(name) for name in wanted}
+    return {name: path for name in wanted if (path := look(name))}
 
 
 def _download(source: _Source, cache: Path, missing: str) -> None:
@@ -149,7 +149,8 @@ def _download(source: _Source, cache: Path, missing: str) -> None:
             with tarfile.open(archive) as tar:
                 for name, md5 in source.files.items():  # our names, never the archive's
                     member = tar.getmember(name)
-                    content = tar.extractfile(member).read() if member.isfile() else b""
+                    stream = tar.extractfile(member) if member.isfile() else None
+                    content = stream.read() if stream else b""
                     if _md5(content) != md5:
                         raise tarfile.ExtractError(f"{name} is not the published file")
                     (made / name).parent.mkdir(exist_ok=True)

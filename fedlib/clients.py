@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class ClientData:
         clients.__dict__["_known"] = known | {"versions": _versions(inputs, targets)}
         return clients
 
-    def _remembered(self, name: str) -> object:
+    def _remembered(self, name: str) -> Any:
         """Return what is known of data that nothing was written to, or None."""
         known = self.__dict__.get("_known", {})
         fresh = known.get("versions") == _versions(self.inputs, self.targets) is not None
@@ -117,8 +117,8 @@ class ClientData:
     @classmethod
     def from_parts(
         cls,
-        images: Float[np.ndarray, "n ..."],
-        labels: Shaped[np.ndarray, "n ..."],
+        images: Float[np.ndarray, "n ..."] | Tensor,
+        labels: Shaped[np.ndarray, "n ..."] | Tensor,
         parts: Sequence[Int[np.ndarray, " _"]],
         *,
         device: str | torch.device = "cpu",
@@ -206,7 +206,7 @@ class ClientData:
     def _check_client(self, client: SupportsIndex) -> int:
         if isinstance(client, bool) or not isinstance(client, Integral):
             refuse("client", client, "not an integer", "select for several", error=TypeError)
-        if not 0 <= client < self.num_clients:
+        if not 0 <= int(client) < self.num_clients:
             raise IndexError(f"Invalid client={client}: clients are 0 to {self.num_clients - 1}.")
         return int(client)
 
@@ -295,8 +295,8 @@ class ClientData:
         return self._as_checked(self.inputs, self.targets, self.sizes.sum(keepdims=True))
 
     def _rows(self, rows: Sequence[np.ndarray], ids: Sequence[int] | np.ndarray) -> "ClientData":
-        index = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
-        index = torch.as_tensor(index, device=self.device)
+        places = np.concatenate([self.starts[i] + r for i, r in zip(ids, rows, strict=True)])
+        index = torch.as_tensor(places, device=self.device)
         sizes = np.array([len(r) for r in rows], dtype=np.int64)
         return ClientData(self.inputs[index], self.targets[index], sizes)
 
@@ -359,7 +359,7 @@ def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -373,9 +373,9 @@ def check_device(device: str | torch.device) -> torch.device:
     if not isinstance(device, str | torch.device):
         refuse("device", device, "not the name of a device", "device='cpu'", error=TypeError)
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-        reason = "it holds no values" if device.type == "meta" else ""
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        reason = "it holds no values" if found.type == "meta" else ""
     except (RuntimeError, AssertionError, ValueError) as error:  # torch raises either
         reason = str(error).partition("\n")[0]
     if reason:
@@ -383,4 +383,4 @@ def check_device(device: str | torch.device) -> torch.device:
             f"Invalid device={str(device)!r}: {reason}. "
             "Use one that this machine has; 'cpu' is always there."
         )
-    return device
+    return found

@@ -232,7 +232,7 @@ def sum_clients(
 def _planned(
     model, params, clients, cohort, batches, *, lr, rule, client_params, client_state, strategy,
     loss, augment, trainable, weights, rng, merges,
-) -> ClientParams | WeightedSum:  # fmt: skip
+) -> Any:  # fmt: skip
     lr = check_step_size("lr", lr)
     ready = check_model(model, params, clients, loss)
     cohort, batches = _check_positions(clients, cohort, batches)
@@ -381,7 +381,7 @@ def plan(
         ready,
         rule,
         local_steps=local_steps,
-        trainable=trainable,
+        trainable=list(trainable),
         client_params=client_params,
         client_state=client_state,
         merges=merges and not apart,
@@ -394,7 +394,7 @@ def plan(
 
 def _check_positions(
     clients: ClientData, cohort: np.ndarray, batches: Sequence[np.ndarray]
-) -> tuple[np.ndarray, list[np.ndarray]]:
+) -> tuple[np.ndarray, Sequence[np.ndarray]]:
     cohort = check_array("cohort", cohort, kinds="iu")
     if cohort.ndim != 1 or (len(cohort) and not 0 <= cohort.min() <= cohort.max() < len(clients)):
         raise ValueError(
@@ -579,7 +579,7 @@ class _Cohort:
             lr=self.lr,
             rule=rule,
             trainable=plan.trainable,
-            extra=state and [state[name] for name in plan.trainable],
+            extra=[state[name] for name in plan.trainable] if state else None,
             loop=self.loop,
         )
 

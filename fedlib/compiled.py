@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache
 from itertools import islice
 from types import FunctionType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -89,7 +90,7 @@ class _Steps:
         # PyTorch counts graphs by code object: a copy is another function.
         code = _take_functional.__code__.replace(co_name=f"steps of {rule}")
         copy = FunctionType(code, globals(), closure=_take_functional.__closure__)
-        self.compiled = torch.compile(copy, dynamic=False, backend=self._compile_graph)
+        self.compiled: Any = torch.compile(copy, dynamic=False, backend=self._compile_graph)
         self.checked = False
 
     def _compile_graph(self, graph: torch.fx.GraphModule, inputs: list) -> Callable:

@@ -128,7 +128,7 @@ class ImageSet:
             ValueError: if a class is unknown or given twice, or none has an image.
         """
         chosen = _row("classes", classes, "a list of indices or names of classes")
-        known = {name: i for i, name in enumerate(self.class_names)}
+        known: dict[object, int] = {name: i for i, name in enumerate(self.class_names)}
         known |= {i: i for i in range(self.num_classes)}
         for c in chosen:
             if isinstance(c, bool) or not isinstance(c, str | Integral):

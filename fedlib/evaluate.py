@@ -134,8 +134,8 @@ def mean_interval(
         )
     level = check_number("level", level, above=0, below=1)
     _, exponent = np.frexp(np.abs(values).max())
-    values = np.ldexp(values, -exponent)  # so that no sum or square over- or underflows
-    spread = values.std(ddof=1) / np.sqrt(len(values))
-    quantile = -stdtrit(len(values) - 1, (1 - level) / 2)
-    mean, half_width = np.ldexp([values.mean(), quantile * spread], exponent)
+    small = np.ldexp(values, -exponent)  # so that no sum or square over- or underflows
+    spread = small.std(ddof=1) / np.sqrt(len(small))
+    quantile = -stdtrit(len(small) - 1, (1 - level) / 2)
+    mean, half_width = np.ldexp([small.mean(), quantile * spread], exponent)
     return Interval(float(mean), float(half_width))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ class FedAvgConfig:
         if self.local_steps is not None:
             return self.local_steps
         size = check_positive_int("size", size)
+        assert self.local_epochs is not None  # one of the two is given
         return self.local_epochs * max(1, size // (self.batch_size or size))
 
 
@@ -226,13 +227,13 @@ def _fedavg(
         t = int(state["round"]) if counts else 0
         ids = None if cohort is None else cohort(rng, t)
         drawn, batches = draw_round(clients, config, rng=rng, ids=ids)
-        how = dict(
+        how: dict[str, Any] = dict(
             lr=config.client_lr if lr_schedule is None else _scaled(config, lr_schedule, t),
             weights=None if weights is None else weights[drawn],
             key=planned.draw_key(rng),
         )
         total = planned.sum(clients, params, drawn, batches, **how)
-        found = {"loss": total.mean_loss}
+        found: dict[str, Any] = {"loss": total.mean_loss}
         if not total.finite():
             found["diverged"] = planned.diverged(clients, params, drawn, batches, **how)
         average = total.average(params)
@@ -292,7 +293,7 @@ def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> Se
     else:
         use = "Use fedadam(0.01), a ServerRule, or a function (params, average, state)."
         check_callable("server_rule", rule, use)
-        server = ServerRule(_name(rule), lambda params: None, rule)
+        server = ServerRule(str(_name(rule)), lambda params: None, rule)
     if server is not None and config.server_lr != 1:
         refuse("server_lr", config.server_lr, "the server rule has a step size of its own", "1.0")
     return server
@@ -312,8 +313,13 @@ def _updated(found: object, before: Params) -> tuple[Params, State | None]:
     check_type("params returned by server_rule", moved, dict, pair)
     for name, p in moved.items():
         old = before.get(name)
-        alike = old is not None and isinstance(p, Tensor) and p.layout == old.layout
-        if not alike or (p.shape, p.dtype, p.device) != (old.shape, old.dtype, old.device):
+        alike = (
+            old is not None
+            and isinstance(p, Tensor)
+            and (p.layout, p.shape, p.dtype, p.device)
+            == (old.layout, old.shape, old.dtype, old.device)
+        )
+        if not alike:
             what = f"params[{name!r}] returned by server_rule"
             raise ValueError(f"Invalid {what}: {shown(p)} is not like the average's. {pair}")
     return moved, state

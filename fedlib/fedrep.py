@@ -4,7 +4,7 @@ __all__ = ["FedRepResult", "fedrep", "run_fedrep"]
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ def fedrep(
         )
 
     ready = check_model(model, params, clients, loss)
-    heads_apart = dict(strategy=strategy, client_params=head)
+    heads_apart: dict[str, Any] = dict(strategy=strategy, client_params=head)
     on_head = plan(ready, trainable=head, local_steps=[head_steps], **heads_apart)
     steps = step_counts(config, clients)
     on_body = plan(ready, trainable=body, local_steps=steps, merges=True, **heads_apart)
@@ -175,9 +175,10 @@ def fedrep(
             key=on_head.draw_key(rng),
         ).params
         rest = [rows[head_steps:] for rows in batches]
-        how = dict(lr=config.client_lr, client_params=moved, key=on_body.draw_key(rng))
+        key = on_body.draw_key(rng)
+        how: dict[str, Any] = dict(lr=config.client_lr, client_params=moved, key=key)
         total = on_body.sum(clients, params, cohort, rest, **how)
-        found = {"loss": total.mean_loss}
+        found: dict[str, Any] = {"loss": total.mean_loss}
         if not total.finite():
             found["diverged"] = on_body.diverged(clients, params, cohort, rest, **how)
         average = total.average(params)

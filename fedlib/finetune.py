@@ -88,7 +88,7 @@ def fine_tune(
         batch_size = check_positive_int("batch_size", batch_size)
     if not isinstance(strategy, Strategy):
         strategy = check_in("strategy", strategy, ["auto", *STRATEGIES])
-    merges = STRATEGIES.get(strategy, strategy)
+    merges = strategy if isinstance(strategy, Strategy) else STRATEGIES.get(strategy)
     if isinstance(merges, Strategy) and merges.merge:
         raise ValueError(
             "Invalid strategy: it merges clients, but fine-tuned clients stay apart. "
@@ -161,7 +161,8 @@ def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
         return None
     with own_modes(clients.device, grad=False):
         replica = ready.replica()
-        body, spare = replica.loaded(ready.params).body, replica.spare
+        body, spare = replica.loaded(ready.params).get_submodule("body"), replica.spare
+        own_head = model.get_submodule("head")
         rows = []
         for x in clients.inputs.split(_CHUNK):
             with untouched(x):
@@ -172,15 +173,15 @@ def _heads_alone(ready: Ready, strategy: str | Strategy) -> Ready | None:
         if len(inputs) != len(clients.inputs):
             return None
         head = {n.removeprefix("head."): p for n, p in ready.params.items() if n[:5] == "head."}
-        if head.keys() != dict(model.head.named_parameters()).keys():
+        if head.keys() != dict(own_head.named_parameters()).keys():
             return None
         # A head may use more than what the body returns.
         x = clients.inputs[:2].clone()
         try:
-            apart = FunctionalCopy(model.head, spare=True)(head, inputs[:2])
+            apart = FunctionalCopy(own_head, spare=True)(head, inputs[:2])
         except Exception:
             return None
         if not torch.allclose(apart, replica(ready.params, x), rtol=1e-3, atol=1e-5):
             return None
     featured = ClientData._as_checked(inputs, clients.targets, clients.sizes)
-    return check_model(model.head, head, featured, ready.loss)
+    return check_model(own_head, head, featured, ready.loss)

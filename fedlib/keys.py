@@ -56,8 +56,8 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, round_key: int, ids: np.ndarray) -> "Keys":
         """Return the keys of a cohort, in which a client may stand several times."""
-        ids = ids.tolist()
-        return cls([(round_key, i, ids[:place].count(i)) for place, i in enumerate(ids)])
+        drawn = ids.tolist()
+        return cls([(round_key, i, drawn[:place].count(i)) for place, i in enumerate(drawn)])
 
     def at(self, step: int, stream: int) -> list[Generator]:
         """Return each client's generator for a step."""

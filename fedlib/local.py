@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from fedlib._checks import check_array, check_names, check_step_size, check_tensor, check_type
+from fedlib.batches import Batch
 from fedlib.clients import ClientData
 from fedlib.losses import batch_loss
 from fedlib.models import Params
@@ -99,7 +100,9 @@ def local_sgd(
     with own_modes(inputs.device):
         full = batches.strides[0] == 0  # one row's memory for all steps: one batch for all
         rows = torch.tensor(batches[:1] if full else batches, device=inputs.device)
-        pairs = ((inputs.index_select(0, row), targets.index_select(0, row), None) for row in rows)
+        pairs: Iterable[Batch] = (
+            (inputs.index_select(0, row), targets.index_select(0, row), None) for row in rows
+        )
         pairs = list(pairs) * len(batches) if full else pairs
         loss = partial(batch_loss, ready.replica(), None)
         moved, mean = local_update(loss, params, pairs, lr=lr, rule=step, trainable=names)

@@ -3,7 +3,7 @@
 __all__ = ["Loss", "batch_loss", "example_losses", "losses_by", "stacked_losses", "task_loss"]
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
@@ -60,7 +60,7 @@ def example_losses(
 
 
 def losses_by(
-    loss: Loss | None, outputs: object, targets: Tensor, generator: Generator | None = None
+    loss: Loss | None, outputs: Any, targets: Tensor, generator: Generator | None = None
 ) -> Float[Tensor, " n"]:
     """Return the loss of each example, by a loss of one's own, or None for the library's.
 
@@ -82,7 +82,7 @@ def losses_by(
 
 
 def batch_loss(
-    call: Callable[[Params, Tensor], object],
+    call: Callable[[Params, Tensor], Any],
     loss: Loss | None,
     params: Params,
     x: Tensor,
@@ -94,12 +94,12 @@ def batch_loss(
     outputs = call(params, x)
     if loss is None and shares is None:
         return _task_losses(outputs, y, "mean")
-    losses = losses_by(loss, outputs, y, generators[0] if _draws(loss) else None)
+    losses = losses_by(loss, outputs, y, generators[0] if generators and _draws(loss) else None)
     return losses.mean() if shares is None else losses @ shares.to(losses.dtype)
 
 
 def stacked_losses(
-    call: Callable[[Params, Tensor], object],
+    call: Callable[[Params, Tensor], Any],
     loss: Loss | None,
     params: Params,
     x: Tensor,
@@ -109,7 +109,7 @@ def stacked_losses(
 ) -> Float[Tensor, " k"]:
     """Return the losses of k clients' batches; all that is given has a leading axis of clients."""
     outputs = call(params, x)
-    if _draws(loss):
+    if generators and _draws(loss):
         own = [tree_map(lambda out, i=i: out[i], outputs) for i in range(len(y))]
         losses = torch.stack(
             [losses_by(loss, *each) for each in zip(own, y, generators, strict=True)]
@@ -154,7 +154,7 @@ def _task_losses(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
         ) from error
 
 
-def _refuse(outputs: object, targets: object) -> NoReturn:
+def _refuse(outputs: Any, targets: Any) -> NoReturn:
     check_type("outputs", outputs, Tensor, "Use what a model returns.")
     check_type("targets", targets, Tensor, "Use torch.as_tensor(targets).")
     real = targets.is_floating_point()

@@ -64,10 +64,11 @@ class LinearNet(BodyHead):
         if k > d:
             raise ValueError(f"Invalid k={k}: the body has d={d} inputs. Use 1 <= k <= d.")
         with _seeded(seed):
-            super().__init__(nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False))
+            body, head = nn.Linear(d, k, bias=False), nn.Linear(k, 1, bias=False)
+        super().__init__(body, head)
         rows = _orthonormal_rows(k, d, np.random.default_rng(seed % 2**64))
-        self.body.weight.data.copy_(torch.from_numpy(rows))
-        nn.init.zeros_(self.head.weight)
+        body.weight.data.copy_(torch.from_numpy(rows))
+        nn.init.zeros_(head.weight)
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return one real response per input."""
@@ -194,7 +195,7 @@ def _start_uniformly(model: nn.Module, seed: int) -> None:
         for layer in model.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 bound = np.float32(layer.weight[0].numel() ** -0.5)
-                for p in (layer.weight, layer.bias):
+                for p in layer.parameters():
                     drawn = torch.rand(p.shape).numpy() * (bound + bound) - bound
                     p.data.copy_(torch.from_numpy(drawn))
 

@@ -177,9 +177,9 @@ def partition_dirichlet(
         shares = rng.dirichlet(np.full(num_clients, concentration))
         cuts = np.rint(np.cumsum(shares)[:-1] * len(held)).astype(np.int64)
         owners.append(np.searchsorted(cuts, np.arange(len(held)), side="right"))
-    owners = np.concatenate(owners)
-    dealt = np.concatenate(examples)[np.argsort(owners, kind="stable")]
-    sizes = np.bincount(owners, minlength=num_clients)
+    owner = np.concatenate(owners)
+    dealt = np.concatenate(examples)[np.argsort(owner, kind="stable")]
+    sizes = np.bincount(owner, minlength=num_clients)
     parts = [rng.permutation(part) for part in np.split(dealt, np.cumsum(sizes)[:-1])]
     return _filled_up(parts, min_examples)
 

@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 import string
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ METHODS = {
 }
 """FedAvg, and the one-step baseline with as many rounds and with as many gradient steps."""
 
-FINE_TUNING = dict(steps=160, batch_size=10)
+FINE_TUNING: dict[str, Any] = dict(steps=160, batch_size=10)
 SYMBOLS, DIGITS = "#$%&*+=?@<", string.digits
 """Classes of validation clients, and of the new clients that count."""
 
@@ -85,7 +86,7 @@ def train(regime: str, method: str, client_lr: float | None, seed: int, **option
     """Train one model, or none if ``client_lr`` is None; ``options`` go to ``run_fedavg``."""
     model = model_for(regime, seed)
     if client_lr is None:
-        return FedAvgResult(params_of(model), None)
+        return FedAvgResult(params_of(model), None)  # type: ignore[arg-type]  # not trained
     config = FedAvgConfig(cohort_size=10, batch_size=10, client_lr=client_lr, **METHODS[method])
     clients = train_clients(regime, seed)
     return run_fedavg(model, clients, config, seed=seed, progress=False, **options)

@@ -67,7 +67,7 @@ def features(
         raise ValueError("Invalid model: it has no body. Use a model such as BodyHead(body, head).")
     with own_modes(torch.device("cpu")):
         replica = FunctionalCopy(model)
-    body = replica.model.body.eval()
+    body = replica.model.get_submodule("body").eval()
     if layer is not None:
         if not isinstance(body, nn.Sequential):
             raise ValueError(

@@ -4,6 +4,7 @@ __all__ = ["run_scaffold", "scaffold"]
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def scaffold(
             kept[name] = controls[name].index_copy(0, index, gradient - correction[name])
         before = {name: params[name] for name in average}
         params = params | server_step(before, average, server_lr=config.server_lr)
-        found = {"loss": float(_mean(moved.losses, sizes))}
+        found: dict[str, Any] = {"loss": float(_mean(moved.losses, sizes))}
         if not (finite := moved.finite()).all():
             found["diverged"] = sorted(cohort[~finite].tolist())
         return {"params": params, "clients": kept}, found

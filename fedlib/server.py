@@ -7,7 +7,7 @@ clients' average, as an optimiser moves along a gradient.
 __all__ = ["ServerRule", "fedadam", "fedavgm", "fedyogi"]
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class ServerRule(NamedTuple):
 
     name: str
     init: Callable[[Params], dict | None]
-    update: Callable[[Params, Params, dict | None], tuple[Params, dict | None]]
+    update: Callable[[Params, Params, Any], tuple[Params, Any]]
 
 
 def fedavgm(lr: float = 1.0, beta: float = 0.9) -> ServerRule:

@@ -94,7 +94,7 @@ def _pointwise(module: nn.Module, params: Params, inputs: Tensor) -> Tensor:
     return module(inputs)
 
 
-_STACKED: dict[object, Callable[[nn.Module, Params, Tensor], Tensor]] = {
+_STACKED: dict[object, Callable[..., Any]] = {
     nn.Linear.forward: _linear,
     nn.Flatten.forward: _flatten,
     nn.Sequential.forward: _sequential,

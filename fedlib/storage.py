@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def save_clients(folder: str | Path, clients: ClientData | Iterable[tuple]) -> N
         raise
 
 
-def _write_rows(files: dict[str, "_Rows"], clients: ClientData | Iterable) -> None:
+def _write_rows(files: dict[str, "_Rows"], clients: Any) -> None:
     count = 0
     for i, pair in enumerate(clients):
         try:
@@ -224,7 +225,9 @@ class _Rows:
     """A new .npy file that grows by rows. Its header, which counts them, is written last."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.length, self.row, self.file = path, 0, None, None
+        self.path, self.length = path, 0
+        self.row: Any = None  # dtype and shape
+        self.file: Any = None
 
     def open(self) -> None:
         """Make the file; refuse to touch one that is there, or to follow a link."""

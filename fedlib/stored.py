@@ -33,6 +33,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -143,7 +144,7 @@ def accuracies(
     return np.array([each or [np.nan] * clients for each in found], dtype=np.float64)
 
 
-def scores(record: Mapping, setting: Mapping, **which: object) -> Float[np.ndarray, " seeds"]:
+def scores(record: Mapping, setting: Mapping, **which: Any) -> Float[np.ndarray, " seeds"]:
     """Return the mean accuracy over new clients for every seed; ``which`` as in ``accuracies``."""
     return accuracies(record, setting, **which).mean(axis=1)
 
@@ -209,7 +210,7 @@ def _cell(row: Mapping, part: str, kind: str, budget: int) -> list[float] | None
     """Return every client's accuracy; None where training or fine-tuning diverged."""
     if "diverged" in row:
         return None
-    found = row
+    found: Any = row
     for name, key in {"part": part, "kind": kind, "budget": str(budget)}.items():
         if key not in found:
             stored = sorted(set(found) - {"setting", "seed", "curve", "seconds"})

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedlib._checks import check_in, check_type, refuse
 
@@ -155,7 +155,8 @@ def table(
     """
     rows = check_type("rows", rows, Mapping, "Use a dict of lists: cells by the row's name.")
     columns = _texts("columns", columns)
-    blocks = rows if any(isinstance(r, Mapping) for r in rows.values()) else {"": rows}
+    nested = any(isinstance(row, Mapping) for row in rows.values())
+    blocks: Mapping[str, Any] = rows if nested else {"": rows}
     width = len(columns) - 1
     if width < 1 or not all(blocks.values()):
         what = "no rows" if width >= 1 else "no column of cells"
@@ -168,7 +169,7 @@ def table(
         for head, unit in zip(columns[1:], _each("units", units, width), strict=True)
     ]
     if isinstance(mark, str):
-        marks = dict.fromkeys(columns[1:], mark)
+        marks: Mapping[str, str] = dict.fromkeys(columns[1:], mark)
     else:
         marks = check_type("mark", mark, Mapping, "Use a rule, or a dict: rule by column.")
     for head, rule in marks.items():
@@ -176,7 +177,7 @@ def table(
         check_in("mark", rule, ["", *MARKS])
     rules = [marks.get(head, "") for head in columns[1:]]
 
-    laid = []
+    laid: list[Any] = []
     for title, block in blocks.items():
         block = check_type("rows", block, Mapping, "Use blocks of rows throughout, or none.")
         for name, cells in block.items():
@@ -222,7 +223,7 @@ def _check_form(spec: str) -> None:
         refuse("form", spec, "not a format of numbers", "form='.3f', say")
 
 
-def _number(value: Real, spec: str) -> str:
+def _number(value: Real | float, spec: str) -> str:
     """Format a number; what rounds to zero has no minus."""
     sign, rest = (spec[0], spec[1:]) if spec[:1] in ("+", "-", " ") else ("", spec)
     return "–" if math.isnan(value) else format(float(value), f"{sign}z{rest}")
@@ -269,7 +270,7 @@ def _marked(
                 for i, j in numbers
                 if rules[j] == rule and (i == r if rule.endswith("row") else j == c)
             ]
-            i, j = best(rivals, key=numbers.get)
+            i, j = best(rivals, key=lambda place: numbers[place])
             mean = texts[r][c].partition(" ")[0]
             marked[r][c] = len(rivals) > 1 and mean == texts[i][j].partition(" ")[0]
     return marked

@@ -117,11 +117,12 @@ def check_params(model: nn.Module, params: Params) -> None:
                 "the model on a batch once, model(clients.inputs[:2])."
             )
     check_names("params", params.keys())
-    for name, p in params.items():
+    for name, tensor in params.items():
         remedy = "Use params_of(model), or the params of a result."
-        check_type(f"params[{name!r}]", p, Tensor, remedy)
-        if p.is_meta and name in own and not own[name].is_meta:
-            refuse(f"params[{name!r}]", p, "on the device meta, without numbers", "its numbers")
+        where = f"params[{name!r}]"
+        check_type(where, tensor, Tensor, remedy)
+        if tensor.is_meta and name in own and not own[name].is_meta:
+            refuse(where, tensor, "on the device meta, without numbers", "its numbers")
     shapes = {name: p.shape for name, p in own.items()}
     if {name: p.shape for name, p in params.items()} != shapes:
         wrong = sorted(set(own) ^ set(params))
@@ -188,7 +189,9 @@ class FunctionalCopy:
 
     def __init__(self, model: nn.Module, *, spare: bool = False) -> None:
         self.model, self.spare = _copy(model), spare
-        self.holders, self.others, first = [], {}, {}
+        self.holders: list[tuple[dict[str, Any], str, str]] = []
+        self.others: dict[str, str] = {}
+        first: dict[int, str] = {}
         for name, p in self.model.named_parameters(remove_duplicate=False):
             path, _, key = name.rpartition(".")
             known = first.setdefault(id(p), name)  # a parameter that two layers share
@@ -216,7 +219,7 @@ class FunctionalCopy:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    kept = {id(p): p for p in model.parameters()}
+    kept: dict[int, Any] = {id(p): p for p in model.parameters()}
     names = {_address(p): name for name, p in model.named_parameters() if _address(p)}
     results = []
     # Activations that a module keeps, or weights that a hook computed, are results of torch, which
@@ -264,7 +267,8 @@ class _Verdict:
     """What was found about a model and its data; ``found`` holds what was asked for later."""
 
     def __init__(self) -> None:
-        self.spare, self.pads, self.found = False, False, {}
+        self.spare, self.pads = False, False
+        self.found: dict[object, Any] = {}
 
 
 _verdicts: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
@@ -304,7 +308,7 @@ class Ready:
             self._here.replica = self.fresh()
         return self._here.replica
 
-    def _once(self, key: tuple, find: Callable[[], object]) -> object:
+    def _once(self, key: tuple, find: Callable[[], Any]) -> Any:
         with _lock:
             if key not in self.verdict.found:
                 with own_modes(self.clients.device), _silent():
@@ -415,7 +419,8 @@ def _examples(clients: ClientData) -> tuple[Tensor, Tensor]:
 
 
 def _repeated(x: Tensor, y: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    return tuple(t[:1].repeat(times, *[1] * (t.ndim - 1)) for t in (x, y))
+    xs, ys = (t[:1].repeat(times, *[1] * (t.ndim - 1)) for t in (x, y))
+    return xs, ys
 
 
 def _losses_and_grads(
@@ -559,7 +564,8 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, others: dict[int, str]) -> None:
         super().__init__()
-        self.others, self.touched, self.pads = others, [], False
+        self.others, self.pads = others, False
+        self.touched: list[str] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -584,7 +590,7 @@ def _address(tensor: Tensor) -> int | None:
 
 def _addresses(model: nn.Module) -> dict[int, str]:
     named = (*model.named_parameters(), *model.named_buffers())
-    return {_address(t): name for name, t in named if _address(t)}
+    return {address: name for name, t in named if (address := _address(t))}
 
 
 def _judge(
@@ -770,7 +776,7 @@ def _unlike(inputs: Tensor) -> Tensor:
     return torch.cat([first, made])
 
 
-def _check_outputs(outputs: object, x: Tensor, clients: ClientData, loss: Loss | None) -> None:
+def _check_outputs(outputs: Any, x: Tensor, clients: ClientData, loss: Loss | None) -> None:
     n = len(x)
     if loss is not None:
         leaves = tree_leaves(outputs)
@@ -973,7 +979,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
     try:
         together = steps(
             [torch.stack(p) for p in zip(*pairs, strict=True)],
-            [torch.stack(e) for e in zip(clients[0][1], clients[1][1], strict=True)]
+            [torch.stack(e) for e in zip(*(more or [] for _, more, _ in clients), strict=True)]
             if extra
             else None,
             lambda k: [
@@ -1033,8 +1039,8 @@ def probe(ready: Ready, step: LocalStep) -> list[list[float]]:
             small, [1e-3 * g.to(p) for g, p in zip(grads, small, strict=True)], state, 0.1
         )
         rests = [(b - a).flatten() for a, b in zip(small, last, strict=True)]
-    moved = _sums(torch.cat([m.to(outputs.dtype) for m in moves]))
-    return [_sums(outputs), moved, _sums(torch.cat(rests)), [_TOLERANCES.get(outputs.dtype, 0.05)]]
+    sums = _sums(torch.cat([m.to(outputs.dtype) for m in moves]))
+    return [_sums(outputs), sums, _sums(torch.cat(rests)), [_TOLERANCES.get(outputs.dtype, 0.05)]]
 
 
 # How far probes may be apart: as far as processors round otherwise.

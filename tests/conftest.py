@@ -6,6 +6,7 @@ import environment
 import jaxtyping
 import matplotlib
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 matplotlib.use("agg")  # no windows (not by MPLBACKEND: the notebooks' kernels would inherit it)
@@ -14,6 +15,30 @@ matplotlib.use("agg")  # no windows (not by MPLBACKEND: the notebooks' kernels w
 slow = HealthCheck.too_slow
 settings.register_profile("book", deadline=None, derandomize=True, suppress_health_check=[slow])
 settings.load_profile("book")
+
+
+# What takes minutes comes first, so that no processor waits for it in the end.
+LONGEST = [
+    "test_site.py",
+    "test_fuzz.py",
+    "08_iteration",
+    "test_widgets_site.py",
+    "test_benchmarks.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.name
+        return next((i for i, part in enumerate(LONGEST) if name.startswith(part)), len(LONGEST))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Let modules that a test makes without a seed start alike in whatever order tests run."""
+    torch.manual_seed(0)
 
 
 def pytest_sessionstart(session):

@@ -16,7 +16,7 @@ import fedlib as fl
 )
 def test_wrong_arguments_are_answered_in_a_sentence():
     tool = Path(__file__).with_name("fuzz.py")
-    done = subprocess.run([sys.executable, tool, "--share=3"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, tool, "--share=5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import os
 import re
 import subprocess
 import sys
@@ -229,7 +230,8 @@ def test_nbval_compares_pictures(tmp_path):
     for name, book in dict(same=notebook, swapped=swapped, changed=changed, plain=plain).items():
         nbformat.write(book, tmp_path / f"{name}.ipynb")
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-q", tmp_path]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert "3 failed, 9 passed" in run.stdout, run.stdout + run.stderr
     assert "same.ipynb" not in run.stdout
     for place, how in [

@@ -38,6 +38,12 @@ def test_constraints_agree_with_requirements():
     assert not any("+" in version for version in pinned.values())  # no build of one machine
 
 
+def test_every_pin_has_hashes():
+    hashes = lock.hashes()
+    assert all(hashes.values())
+    assert set(lock.constraints().items()) <= set(hashes)
+
+
 def test_every_requirement_is_pinned():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     named = [line for line in lines if line and not line.startswith(("#", "-e ."))]

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pictures
@@ -33,6 +34,7 @@ def written_pages() -> list[str]:
     return [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in pages()]
 
 
+@cache
 def parsed(name: str) -> BeautifulSoup:
     return BeautifulSoup((SITE / name).read_text(encoding="utf-8"), "html.parser")
 

@@ -23,6 +23,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -47,9 +48,7 @@ def floats(name: str, value: object, shape: Sequence[int | None] | None) -> np.n
     return check_array(name, value, shape).astype(np.float64, copy=False)
 
 
-def scaled(
-    A: np.ndarray, axis: tuple[int, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray | int]:
+def scaled(A: np.ndarray, axis: tuple[int, ...] | None = None) -> tuple[np.ndarray, Any]:
     """Return A divided by a power of two, and its exponent: 0 where A is of ordinary size.
 
     With axes, each of the arrays over them has an exponent of its own.
@@ -62,7 +61,7 @@ def scaled(
     return np.asarray(np.ldexp(A, -exponent)), exponent if axis else int(exponent)
 
 
-def rescaled(A: np.ndarray | float, exponent: np.ndarray | int) -> np.ndarray | float:
+def rescaled(A: Any, exponent: np.ndarray | int) -> Any:
     """Return A times a power of two: infinite, or zero, where float64 ends."""
     if not np.any(exponent):
         return A
@@ -75,14 +74,14 @@ def product(*factors: float | int) -> float:
     return 0.0 if 0 in factors else float(math.prod(factors))
 
 
-def norm2(A: np.ndarray) -> np.ndarray | float:
+def norm2(A: np.ndarray) -> Any:
     """Spectral norms of a stack of matrices, over the last two axes."""
     A, exponent = scaled(A, (-2, -1))
     norms = np.linalg.norm(A, 2, axis=(-2, -1))
     return norms if isinstance(exponent, int) else rescaled(norms, exponent[..., 0, 0])
 
 
-def defect(B: np.ndarray, lr: float) -> np.ndarray | float:
+def defect(B: np.ndarray, lr: float) -> Any:
     r"""Deviations from orthonormality, :math:`\|I-\alpha B^\top B\|`, of a stack of bodies."""
     if scaled(B)[1] or scaled(np.array(lr))[1]:
         with np.errstate(over="ignore"):

@@ -265,7 +265,7 @@ def guarantee(
         delta_bar = (forcing(eta, tau, E0) + 1.25 * beta * beta) / rho + 1.2 * chi
     reach = product(eta, tau - 1)
     off, admitted = float(defect(B0, lr)), min(delta_bar, 1 / 40) / 40
-    conditions = (
+    conditions: tuple[Condition, ...] = (
         Condition("two local steps or more, tau", tau, 2, at_least=True),
         Condition("(H1) diversity, mu^2", mu2, ROUNDING, at_least=True),
         Condition("(H3) matched start, ||I - lr B0'B0||", off, admitted),

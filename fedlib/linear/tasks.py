@@ -117,7 +117,7 @@ class LinearTasks:
         condition = check_number("condition", condition, least=1, most=LARGEST_CONDITION)
         largest = LARGEST_SPREAD / math.sqrt(condition)
         mean_size = check_number("mean_size", mean_size, least=0, most=largest)
-        outputs = ()
+        outputs: tuple[int, ...] = ()
         if num_outputs is not None:
             outputs = (check_positive_int("num_outputs", num_outputs),)
         if k >= d:

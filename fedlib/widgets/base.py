@@ -5,6 +5,7 @@ __all__ = ["Interactive", "choice", "number", "whole"]
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import traitlets
@@ -58,7 +59,7 @@ class _Whole(_Control, traitlets.Int):
 class _Choice(_Control, traitlets.Enum):
     @property
     def rule(self) -> str:
-        return " or ".join(repr(value) for value in self.values)
+        return " or ".join(repr(value) for value in self.values or ())
 
 
 def number(
@@ -95,7 +96,9 @@ class Interactive(anywidget.AnyWidget):
     """
 
     _css = (FOLDER / "panel.css").read_text(encoding="utf-8")
-    controls = traitlets.List(help="what the page builds sliders and menus from").tag(sync=True)
+    controls: Any = traitlets.List(help="what the page builds sliders and menus from").tag(
+        sync=True
+    )
 
     def __init_subclass__(cls, module: str | None = None, **options) -> None:
         if module:  # none for the classes that traitlets makes when a trait is added

@@ -38,7 +38,7 @@ def long_runs(record: dict) -> dict | None:
     Step sizes of clients and heads are those that are best on validation clients. None, if fewer
     than three seeds are there, or fewer than two points.
     """
-    taus, best = (1, 10, 50), {}
+    taus, best = (1, 10, 50), dict[tuple, tuple]()
     for row in record["rows"]:
         regime, classes, num_clients, permuted = row["federation"]
         if row["variant"] != "plain" or (num_clients, permuted) != (100, 0) or "head" not in row:
