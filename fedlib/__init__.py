@@ -51,7 +51,7 @@ from fedlib.strategy import Strategy
 from fedlib.table import Table, table
 
 if TYPE_CHECKING:
-    from fedlib import linear, plot, puzzle, reference, stored
+    from fedlib import flower, linear, loopback, plot, puzzle, reference, stored
 
 __version__ = "0.1.0"
 
@@ -136,8 +136,8 @@ __all__ = [
     "with_body",
 ]
 
-# Matplotlib and SciPy take a second to load; widgets need packages that fedlib does not.
-_LAZY = ("linear", "plot", "puzzle", "reference", "widgets")
+# Matplotlib and SciPy take a second to load; widgets and flower need packages that fedlib does not.
+_LAZY = ("flower", "linear", "loopback", "plot", "puzzle", "reference", "widgets")
 
 
 def __getattr__(name: str) -> Any:
