@@ -1,4 +1,4 @@
-"""A federation of real processes: fedlib's clients and its server as the two halves of a Flower app.
+"""A federation of real processes: fedlib's clients and server as the two halves of a Flower app.
 
 ``client_app`` runs where a client's data lie; ``fedavg`` is the ``Algorithm`` of the server, whose
 rounds send messages instead of calling functions. The server draws cohorts and batches as
@@ -224,7 +224,9 @@ class Federation(NamedTuple):
         for i in contents.keys() - set(sent):
             log.warning("%s: client %d is not connected", group, i)
         ttl = deadline + GRACE
-        messages = [Message(contents[i], self.nodes[i], kind, ttl=ttl, group_id=group) for i in sent]
+        messages = [
+            Message(contents[i], self.nodes[i], kind, ttl=ttl, group_id=group) for i in sent
+        ]
         ids = list(self.grid.push_messages(messages))
         waiting, answers = dict(zip(ids, sent, strict=True)), {}
         until = time.monotonic() + deadline
@@ -334,7 +336,11 @@ def fedavg(
         order = ConfigRecord({"round": t, "lr": config.client_lr, "name": name})
         contents = {
             int(i): RecordDict(
-                {"params": shared, "rows": ArrayRecord([np.ascontiguousarray(rows)]), "order": order}
+                {
+                    "params": shared,
+                    "rows": ArrayRecord([np.ascontiguousarray(rows)]),
+                    "order": order,
+                }
             )
             for i, rows in zip(cohort, batches, strict=True)
         }
@@ -354,7 +360,7 @@ def fedavg(
         after, kept = rule.update(before, average, state["server"])
         new = {"params": params | after, "server": kept or {}, "round": state["round"] + 1}
         loss = float(np.average(losses, weights=sizes[ids]))
-        return new, {"loss": loss, "answers": len(ids)}
+        return new, {"loss": loss, "answers": float(len(ids))}
 
     identity = asdict(config) | {"algorithm": "flower.fedavg", "name": name, "server": rule.name}
     del identity["num_rounds"]

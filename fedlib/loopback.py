@@ -6,7 +6,7 @@ SuperLink a ServerApp for every run: processes, too. All are ended by ``stop``, 
 if whoever started them is gone.
 """
 
-__all__ = ["Loopback"]
+__all__ = ["Loopback", "installed"]
 
 import datetime
 import ipaddress
@@ -83,10 +83,9 @@ class Loopback:
         self.clients = [Path(client).resolve() for client in clients]
         self.processes: dict[str, subprocess.Popen] = {}
         self._watchdog: subprocess.Popen | None = None
-        scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         home = str(self.folder / "flower")
-        self._env = os.environ | _OURS | {"FLWR_HOME": home, "PATH": scripts}
-        if shutil.which("flower-superlink", path=scripts) is None:
+        self._env = os.environ | _OURS | {"FLWR_HOME": home, "PATH": _scripts()}
+        if not installed():
             raise ImportError("Flower is not installed. Use: pip install 'fedlib[flower]'.")
 
     def __enter__(self) -> "Loopback":
@@ -102,7 +101,9 @@ class Loopback:
         self.port, *self._ports = free_ports(1 + len(self.clients))
         home = Path(self._env["FLWR_HOME"])
         home.mkdir(exist_ok=True)
-        connection = f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self._file("ca.crt")}"'
+        connection = (
+            f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self._file("ca.crt")}"'
+        )
         text = f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\n{connection}\n'
         (home / "config.toml").write_text(text)
         self._watchdog = subprocess.Popen(
@@ -118,7 +119,9 @@ class Loopback:
             for name in names:
                 make_key(self.folder / name)
             commands = [
-                self._command("flwr", "supernode", "register", self._file(f"{name}.pub"))
+                self._command(
+                    "flwr", "supernode", "register", self._file(f"{name}.pub"), "loopback"
+                )
                 for name in names
             ]
             for command in commands:
@@ -271,6 +274,15 @@ class Loopback:
             raise RuntimeError(f"The {name} did not start. It wrote:\n{self.log(name)[-2000:]}")
 
 
+def installed() -> bool:
+    """Tell whether Flower is installed beside this Python."""
+    return shutil.which("flower-superlink", path=_scripts()) is not None
+
+
+def _scripts() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports of 127.0.0.1 that nobody uses."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -286,9 +298,7 @@ def make_key(path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption()
-    )
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
     _write_secret(path, private)
     public = key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
     path.with_name(f"{path.name}.pub").write_bytes(public)

@@ -1,8 +1,7 @@
 """Real processes, real sockets: Flower's federation equals the simulation, also under faults."""
 
-import json
 import os
-import signal
+import re
 import socket
 import subprocess
 import sys
@@ -24,11 +23,11 @@ if find_spec("flwr") is None:
     pytest.skip("Flower is not installed", allow_module_level=True)
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
-
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedlib import flower
-from fedlib.loopback import Loopback, make_certificates, make_key
+from fedlib.loopback import make_certificates, make_key
 from studies import federation as study
 
 TOLERANCE = 1e-5
@@ -58,33 +57,7 @@ def ended(home: Path, seconds: float = 15.0) -> bool:
 
 @pytest.fixture(scope="module")
 def equal(tmp_path_factory):
-    """What a federation of two made of FedAvg, Ditto, and of FedAdam with a server that dies."""
-    folder = tmp_path_factory.mktemp("equal")
-    clients = study.federation(2)
-    places = study.disks(folder, clients)
-    plain, own = study.app(folder / "app"), study.app(folder / "ditto", "ditto_client")
-    files = {name: str(folder / f"{name}.safetensors") for name in ("fedavg", "ditto", "fedadam")}
-    adam = dict(algorithm="fedadam", checkpoint=str(folder / "fedadam"), out=files["fedadam"])
-    with Loopback(folder / "federation", clients=places) as federation:
-        runs = [
-            federation.submit(plain, out=files["fedavg"], **{"fine-tuning": 5}),
-            federation.submit(own, algorithm="ditto", out=files["ditto"]),
-        ]
-        logs = [federation.finish(run) for run in runs]
-        killed = federation.submit(plain, faults="0:mark@1", **adam)
-        study.until(lambda: (places[0] / "mark").exists())
-        federation.kill("superlink")
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.communicate()
-        halfway = not Path(files["fedadam"]).exists()
-        federation.start_superlink()
-        logs.append(federation.run(plain, **adam))
-        home = federation.folder / "flower"
-    params = {name: flower.load_params(file) for name, file in files.items()}
-    yield dict(
-        clients=clients, places=places, params=params, logs=logs, halfway=halfway, home=home,
-        folder=folder,
-    )  # fmt: skip
+    return study.run_equal(tmp_path_factory.mktemp("equal"), 0)
 
 
 @pytest.mark.slow
@@ -103,9 +76,8 @@ def test_fine_tuning_at_home_equals_the_simulation_and_stays_there(equal):
     for expected, place in zip(personal, equal["places"], strict=True):
         found = flower.load_params(place / "personal.safetensors")
         assert study.distance(found, expected) < TOLERANCE
-    told = json.loads((equal["folder"] / "fedavg.safetensors.json").read_text())
     pairs = fl.evaluate(model, params, clients), fl.evaluate(model, personal, clients)
-    assert [told[str(i)] for i in range(2)] == np.transpose(pairs).tolist()
+    assert [equal["told"][str(i)] for i in range(2)] == np.transpose(pairs).tolist()
 
 
 @pytest.mark.slow
@@ -171,30 +143,12 @@ def trap():
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory, trap):
-    """Three rounds of three clients, of which two misbehave; and a node that nobody registered."""
-    folder = tmp_path_factory.mktemp("faulty")
-    clients = study.federation(3)
-    places = study.disks(folder, clients)
-    app, out = study.app(folder / "app"), str(folder / "out")
-    with Loopback(folder / "federation", clients=places) as federation:
-        make_key(federation.folder / "stranger")
-        federation.start_supernode(0, key="stranger")
-        options = dict(clients=3, rounds=3, deadline=30.0, faults=study.FAULTS, out=out)
-        run = federation.submit(app, **options)
-        study.until(lambda: (places[2] / "wait").exists())
-        federation.kill("client_2")
-        log = federation.finish(run)
-        stranger = federation.processes["stranger"].poll()
-        refused, superlink = federation.log("stranger"), federation.log("superlink")
-    yield dict(
-        clients=clients, log=log, params=flower.load_params(out), stranger=stranger,
-        refused=refused, superlink=superlink, calls=list(trap),
-    )  # fmt: skip
+    return study.run_faulty(tmp_path_factory.mktemp("faulty"), 0) | {"calls": list(trap)}
 
 
 @pytest.mark.slow
 def test_every_round_is_the_average_of_those_that_count(faulty):
-    expected = study.survivors(faulty["clients"], 0, [[0], [0, 2], [0]])
+    expected = study.survivors(faulty["clients"], 0, study.COUNTED)
     assert study.distance(faulty["params"], expected) < TOLERANCE
 
 
@@ -203,7 +157,10 @@ def test_every_round_is_the_average_of_those_that_count(faulty):
     ("fault", "line"),
     [
         ("nan", "round 1: client 1 left out: its body.1.weight is not finite"),
-        ("shape", "round 1: client 2 left out: its body.1.weight is torch.float64 of shape (1, 64)"),
+        (
+            "shape",
+            "round 1: client 2 left out: its body.1.weight is torch.float64 of shape (1, 64)",
+        ),
         ("huge", "round 2: client 1 left out: its update is "),
         ("slow", "round 3: client 1 did not answer within 30 s"),
         ("killed", "round 3: client 2 did not answer within 30 s"),
@@ -281,9 +238,14 @@ class Room:
 
 
 MODEL = fl.MLP((1, 8, 8), 10, hidden=(8,)).double()
-CONFIG = fl.FedAvgConfig(
-    num_rounds=3, local_steps=4, cohort_size=2, batch_size=10, client_lr=0.1
-)
+CONFIG = fl.FedAvgConfig(num_rounds=3, local_steps=4, cohort_size=2, batch_size=10, client_lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    """What Flower's own processes know of themselves, and a message cannot be made without."""
+    for name in ("run_id", "task_id", "node_id"):
+        setattr(TaskIdentity, name, 1)
 
 
 def over_room(tmp_path, *, change=None, config=CONFIG, how=None, client=None, rounds=3):
@@ -379,7 +341,7 @@ def test_an_answer_that_does_not_count_leaves_the_others_average(tmp_path, caplo
     assert result.history["answers"].tolist() == [2, 2]
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.startswith(f"round {t + 1}: client 1 ") for t, line in enumerate(lines)] == [1, 1]
-    assert all(__import__("re").search(said, line) for line in lines)
+    assert all(re.search(said, line) for line in lines)
 
 
 def test_a_round_below_the_quorum_is_no_round(tmp_path):
@@ -417,7 +379,8 @@ def said(values):
 
 
 @pytest.mark.parametrize(
-    "values", [{"client": 0, "examples": 5}, {"client": 3, "examples": 5}, {"client": 1, "examples": 0}]
+    "values",
+    [{"client": 0, "examples": 5}, {"client": 3, "examples": 5}, {"client": 1, "examples": 0}],
 )
 def test_who_says_to_be_another_client_is_refused(tmp_path, values):
     with pytest.raises(ValueError, match="Invalid client=.*Use each of 0..2 once"):
