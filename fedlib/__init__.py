@@ -51,7 +51,7 @@ from fedlib.strategy import Strategy
 from fedlib.table import Table, table
 
 if TYPE_CHECKING:
-    from fedlib import flower, linear, loopback, plot, puzzle, reference, stored
+    from fedlib import linear, plot, puzzle, reference, stored
 
 __version__ = "0.1.0"
 

@@ -28,12 +28,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
-from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import load_file, save
 from torch import nn
+
+try:
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.clientapp.typing import Mod
+    from flwr.serverapp import Grid, ServerApp
+except ImportError as error:
+    raise ImportError("Flower is not installed. Use: pip install 'fedlib[flower]'.") from error
 
 from fedlib._checks import check_number, check_positive, check_positive_int, check_type, refuse
 from fedlib._files import replace_file
