@@ -58,7 +58,7 @@ _OURS = {
     "NO_COLOR": "1",
 }
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-START = 60.0
+START = 120.0
 """Seconds in which a process must have started."""
 
 
