@@ -8,6 +8,7 @@ if whoever started them is gone.
 
 __all__ = ["Loopback", "installed"]
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -201,7 +202,9 @@ class Loopback:
     def kill(self, name: str) -> None:
         """Kill a process and its children, as a failing machine would: "superlink", "client_0"."""
         process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in [process.pid, *descendants(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
         self._tell(f"-{process.pid}")
 
@@ -281,6 +284,17 @@ def installed() -> bool:
 
 def _scripts() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they started."""
+    table = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
+    found, left = [], [pid]
+    while left:
+        left = [child for parent, child in pairs if parent in left]
+        found += left
+    return found
 
 
 def free_ports(count: int) -> list[int]:
