@@ -232,10 +232,12 @@ class Federation(NamedTuple):
             Message(contents[i], self.nodes[i], kind, ttl=ttl, group_id=group) for i in sent
         ]
         ids = list(self.grid.push_messages(messages))
+        if len(ids) < len(sent):
+            raise RuntimeError(f"{group}: the SuperLink took none of the messages; see its log.")
         waiting, answers = dict(zip(ids, sent, strict=True)), {}
         until = time.monotonic() + deadline
         while waiting and time.monotonic() < until:
-            for answer in self.grid.pull_messages(list(waiting)):
+            for answer in self.grid.pull_messages([each for each in waiting if each]):
                 answers[waiting.pop(answer.metadata.reply_to_message_id)] = answer
             time.sleep(POLL if waiting else 0)
         for i in waiting.values():
