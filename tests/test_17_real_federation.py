@@ -163,7 +163,7 @@ def test_every_round_is_the_average_of_those_that_count(faulty):
         ),
         ("huge", "round 2: client 1 left out: its update is "),
         ("slow", "round 3: client 1 did not answer within 30 s"),
-        ("killed", "round 3: client 2 did not answer within 30 s"),
+        ("killed", "round 3: client 2 "),  # late, or known to be gone
     ],
 )
 def test_a_fault_is_one_line_of_the_log(faulty, fault, line):
