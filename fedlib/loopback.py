@@ -208,7 +208,7 @@ class Loopback:
         process.wait()
         self._tell(f"-{process.pid}")
 
-    def submit(self, app: str | Path, **config: str | float) -> subprocess.Popen:
+    def submit(self, app: str | Path, **config: str | int | float) -> subprocess.Popen:
         """Start a run of an app, a folder with a pyproject.toml; give it to ``finish``.
 
         Args:
@@ -220,13 +220,14 @@ class Loopback:
             for name, value in config.items()
         )
         options = ["--run-config", values] if config else []
-        return self._command("flwr", "run", str(app), "loopback", "--stream", *options)
+        place = str(check_path("app", app).resolve())
+        return self._command("flwr", "run", place, "loopback", "--stream", *options)
 
     def finish(self, run: subprocess.Popen, *, timeout: float = 600.0) -> str:
         """Wait for a run's end; return what the ServerApp logged."""
         return self._finish(run, timeout)
 
-    def run(self, app: str | Path, **config: str | float) -> str:
+    def run(self, app: str | Path, **config: str | int | float) -> str:
         """Run an app; return what the ServerApp logged."""
         return self.finish(self.submit(app, **config))
 

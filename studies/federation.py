@@ -131,7 +131,7 @@ def run_equal(folder: Path, seed: int) -> dict:
     )  # fmt: skip
 
 
-def run_faulty(folder: Path, seed: int, *, deadline: float = 30.0) -> dict:
+def run_faulty(folder: Path, seed: int, *, deadline: float = 40.0) -> dict:
     """Run three rounds in which two of three clients misbehave, beside a node that none invited.
 
     Returns:
