@@ -136,8 +136,8 @@ __all__ = [
     "with_body",
 ]
 
-# Matplotlib and SciPy take a second to load; widgets need packages that fedlib does not.
-_LAZY = ("linear", "plot", "puzzle", "reference", "widgets")
+# Matplotlib and SciPy take a second to load; widgets and flower need packages that fedlib does not.
+_LAZY = ("flower", "linear", "loopback", "plot", "puzzle", "reference", "widgets")
 
 
 def __getattr__(name: str) -> Any:

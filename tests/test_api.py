@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,15 @@ ENTRIES = [
 ]
 CONSTANTS = {"KINDS", "COLORS", "PROVENANCE", "UNTRAINED", "CENTRALISED", "MOST_STEPS"}
 CONSTANTS |= {"DIGITS", "METHODS", "PARTS", "REGIMES", "SYMBOLS"}
+CONSTANTS |= {"ServerApp", "Training"}  # Flower's own, and a type
+MODULES = [fl, fl.linear, fl.loopback, fl.plot, fl.puzzle, fl.reference, fl.stored, widgets]
+if find_spec("flwr"):
+    MODULES.append(fl.flower)
 
 
 @pytest.mark.parametrize(
     "module",
-    [fl, fl.linear, fl.plot, fl.puzzle, fl.reference, fl.stored, widgets],
+    MODULES,
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_has_an_entry(module):

@@ -15,6 +15,7 @@ import nbformat
 ROOT = Path(__file__).parent.parent
 PAGE = "book/api"
 MODULES = ("linear", "plot", "puzzle", "reference", "stored", "widgets", "distributed")
+MODULES += ("flower", "loopback")
 """Of fedlib, and what chapters call them."""
 
 USED = re.compile(rf"\b(?:fl\.|(?=(?:{'|'.join(MODULES)})\.))((?:(?:{'|'.join(MODULES)})\.)?\w+)")
