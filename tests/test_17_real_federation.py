@@ -25,10 +25,12 @@ if find_spec("flwr") is None:
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from scipy.stats import norm
 
 from fedlib import flower
 from fedlib.loopback import make_certificates, make_key
 from studies import federation as study
+from studies import privacy
 
 TOLERANCE = 1e-5
 
@@ -400,6 +402,32 @@ def test_secrets_are_for_their_owner_alone(tmp_path):
     for name in ("server.key", "key"):
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
     assert b"PRIVATE" not in (tmp_path / "key.pub").read_bytes()
+
+
+PRIVACY = fl.load_result("privacy")
+
+
+def test_the_accountants_noise_is_the_exact_one_of_a_gaussian_mechanism():
+    """Rounds that all see everybody compose to one release with z / sqrt(T) (Balle and Wang)."""
+    for row in PRIVACY["rows"]:
+        s, epsilon = row["multiplier"] / PRIVACY["rounds"] ** 0.5, row["epsilon"]
+        sides = norm.cdf(0.5 / s - epsilon * s), norm.cdf(-0.5 / s - epsilon * s)
+        delta = sides[0] - np.exp(epsilon) * sides[1]
+        assert 0.9 * PRIVACY["delta"] < delta < 1.01 * PRIVACY["delta"]
+
+
+def test_stored_floors_are_what_the_study_computes_and_no_update_was_clipped():
+    row = PRIVACY["rows"][-1]
+    noise = row["multiplier"] * PRIVACY["clip"] / row["clients"]
+    again = privacy.play(noise, 0, PRIVACY["clip"])
+    assert again["D"] == pytest.approx(row["floors"][0], rel=1e-6)
+    assert all(row["longest"] <= PRIVACY["clip"] for row in PRIVACY["rows"])
+    assert all(row["nu"] >= again["nu"] for row in PRIVACY["rows"])
+
+
+def test_clipping_is_to_the_length():
+    short = privacy.play(0.0, 0, PRIVACY["clip"] / 100)
+    assert short["D"] > 0.08  # it began at 0.1, and without clipping it ends below 1e-4
 
 
 def test_the_app_says_what_it_is():

@@ -40,15 +40,15 @@ def copy(tmp_path):
 
 
 def test_a_new_chapter_keeps_every_rule(copy):
-    path = new_chapter.begin("17_two_words", copy)
+    path = new_chapter.begin("18_two_words", copy)
     assert len(FORM) > 8
     for rule in FORM:
         rule(Chapter(path))
     assert path in pages(copy)
     assert notebooks.normalise(notebooks.load(path), path, copy) == path.read_text("utf-8")
-    assert len(yaml.safe_load((copy / "course" / "quizzes.yml").read_text("utf-8"))) == 17
+    assert len(yaml.safe_load((copy / "course" / "quizzes.yml").read_text("utf-8"))) == 18
     labels = editions.targets(copy)
-    assert labels["ex-two-words-proof"].name == "Exercise 17.1"
+    assert labels["ex-two-words-proof"].name == "Exercise 18.1"
     plainly = editions.translator(path, copy, labels)
     for edition in editions.EDITIONS:
         assert not raw_markup(editions.plain(path, edition, "fedlib", plainly, copy))
@@ -57,7 +57,7 @@ def test_a_new_chapter_keeps_every_rule(copy):
 def test_its_code_runs(copy, monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     names = {}
-    for cell in Chapter(new_chapter.begin("17_two_words", copy)).code[1:]:
+    for cell in Chapter(new_chapter.begin("18_two_words", copy)).code[1:]:
         exec(cell["source"], names)
 
 
