@@ -197,9 +197,11 @@ time.sleep(600)
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
     ) as starter:
-        assert starter.stdout.readline() == "ready\n"
-        assert len(running(tmp_path / "f" / "flower")) >= 3
-        starter.kill()
+        try:
+            assert starter.stdout.readline() == "ready\n"
+            study.until(lambda: len(running(tmp_path / "f" / "flower")) >= 3)
+        finally:
+            starter.kill()
     assert ended(tmp_path / "f" / "flower")
 
 
