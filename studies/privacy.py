@@ -2,9 +2,8 @@
 
 Clients' updates are clipped to a length C, and Gaussian noise of z C / M per entry is added to the
 average of M clients. The accountant that says which z a budget allows is ``dp-accounting``, of
-which Flower's own is a thin layer. It asks for older packages than the book has: install it
-elsewhere, ``pip install --no-deps --target FOLDER dp-accounting absl-py dm-tree``, and put the
-folder on ``PYTHONPATH``.
+which Flower's own is a thin layer. It asks for older packages than the book has, so `make results`
+installs it in a folder of its own.
 """
 
 import time

@@ -33,7 +33,8 @@ def folder(tmp_path):
     """A checkout on an awkward path, with stand-ins for the programs of its environment."""
     made = tmp_path / 'it\'s a "book"'
     (made / ".venv" / "bin").mkdir(parents=True)
-    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
+    pins = ("requirements.txt", "constraints.txt", "requirements-lock.txt")
+    for name in ("Makefile", *pins, "pyproject.toml"):
         shutil.copyfile(ROOT / name, made / name)
     (made / "_build").mkdir()
     for name in ("python", "ruff", "jupyter-book"):
@@ -158,6 +159,15 @@ def test_an_environment_is_made_on_an_awkward_path_with_an_awkward_python(folder
     words = asked(folder)
     assert words[words.index("venv") + 1] == ".venv"
     assert words[words.index("--constraint") + 1] == "constraints.txt"
+
+
+def test_packages_are_installed_by_their_hashes_if_asked_for(folder):
+    (folder / ".venv" / "installed").unlink()
+    make(folder, ".venv/installed", HASHES="1")
+    words = asked(folder)
+    lock = words.index("--require-hashes")
+    assert words[lock + 2] == "requirements-lock.txt"
+    assert words[-3:] == ["--no-deps", "--editable", "."]
 
 
 def test_this_environment_holds_this_library():
