@@ -45,13 +45,15 @@ class Algorithm(NamedTuple):
         init: ``params -> state``, the state before the first round, from the model's parameters.
         round: ``(state, rng) -> (state, metrics)``, one round. ``rng`` is keyed by (seed, round)
             and draws all that is random; the new state holds new tensors, in dicts of the same
-            names. Of the metrics, numbers by name, ``loss`` is the history's, and ``diverged`` may
-            list ids of clients to name in the error; others are recorded with those of ``run``'s
-            ``metrics``.
+            names. The metrics are, by name, numbers or arrays with one per client: ``loss`` is the
+            history's, ``diverged`` may list ids of clients to name in the error, and others are
+            recorded with those of ``run``'s ``metrics``.
         params: ``state -> params``, the server's parameters.
-        identity: what tells a run of it from others, JSON values by name, which a checkpoint and
-            all ranks must agree on. A function without arguments stands for what it returns: it is
-            called only where there is a checkpoint, or another rank.
+        identity: what tells a run of it from others, a dict of JSON values by name, which a
+            checkpoint and all ranks must agree on. Name all that changes the result, but the seed
+            and the model's start, which ``run`` adds. A value may be a function without arguments,
+            such as ``lambda: clients.digest``: it is called only where there is a checkpoint, or
+            another rank.
 
     Example:
         >>> halve = Algorithm(
@@ -292,10 +294,15 @@ def run_checked(
             ):
                 rate = algorithm.identity.get("client_lr")
                 than = "step size" if rate is None else f"client_lr smaller than {rate}"
-                raise FloatingPointError(
-                    f"Training diverged in round {t + 1}{ill}: the mean local loss is {loss}. "
-                    f"Use a {'smaller ' * (rate is None)}{than}."
-                )
+                use = f"Use a {'smaller ' * (rate is None)}{than}."
+                if np.isfinite(loss) and not ill and algorithm.identity.get("server_rule"):
+                    use = "The clients' are: use a smaller step in server_rule."
+                leaves = leaves_of(played).items()
+                broken = next((name for name, p in leaves if not p.isfinite().all()), None)
+                what = f"the mean local loss is {loss}"
+                if np.isfinite(loss):
+                    what = f"{broken} is not finite"
+                raise FloatingPointError(f"Training diverged in round {t + 1}{ill}: {what}. {use}")
             if (t + 1) % eval_every == 0 or t + 1 == num_rounds:
                 measured = {}
                 if rank == 0:

@@ -59,7 +59,7 @@ class WeightedSum(NamedTuple):
     weight: float
 
     def average(self, like: Params) -> Params:
-        """Return the weighted average of the parameters, in the dtypes of ``like``."""
+        """Return the weighted average of those parameters that moved, in the dtypes of ``like``."""
         check_type("like", like, dict, "Use the parameters that the clients started from.")
         for name in self.params:
             remedy = "Use the parameters that the clients started from."

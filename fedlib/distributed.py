@@ -70,8 +70,8 @@ def join(
 ) -> Iterator[Rank]:
     """Join the processes that ``torchrun`` started; without it, be the only one.
 
-    Inside, ``run_fedavg`` and ``run_round`` share their work among all ranks, which must call them
-    with the same arguments.
+    Inside, ``run_fedavg``, ``run_round``, ``map_clients`` and ``sum_clients`` share their work
+    among all ranks, which must call them with the same arguments.
 
     Args:
         device: "cpu", or "cuda" for one GPU per process; None takes GPUs if there are any.

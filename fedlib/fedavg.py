@@ -36,12 +36,13 @@ from fedlib._checks import (
 from fedlib.aggregate import server_step
 from fedlib.algorithm import Algorithm, History, Metrics, State, run_checked
 from fedlib.batches import all_of, draw_batches
+from fedlib.checkpoint import leaves_of
 from fedlib.clients import ClientData
 from fedlib.cohort import Augment, Plan, plan
 from fedlib.losses import Loss
 from fedlib.models import Params, params_of
 from fedlib.rules import LocalStep, sgd
-from fedlib.server import ServerRule
+from fedlib.server import ServerRule, fedadam, fedavgm, fedyogi
 from fedlib.strategy import Strategy
 from fedlib.validate import check_clients, check_model, check_period, check_step, own_modes, probe
 
@@ -241,8 +242,7 @@ def _fedavg(
         if server is None:
             moved = server_step(before, average, server_lr=config.server_lr)
         else:
-            kept = state.get("server") or None
-            moved, kept = _updated(server.update(before, average, kept), before)
+            moved, kept = _updated(server, before, average, state.get("server") or None)
         params = params | moved
         if not nested:
             return params, found
@@ -290,6 +290,8 @@ def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> Se
         for field in ("init", "update") if rule else ():
             function = getattr(rule, field)
             check_callable(f"server_rule.{field}", function, "Write it as ServerRule says.")
+    elif rule in (fedadam, fedavgm, fedyogi):
+        refuse("server_rule", rule, "what makes a rule, not a rule", f"{rule.__name__}()")
     else:
         use = "Use fedadam(0.01), a ServerRule, or a function (params, average, state)."
         check_callable("server_rule", rule, use)
@@ -299,18 +301,36 @@ def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> Se
     return server
 
 
-def _kept(state: State | None) -> State:
-    remedy = "Use tensors by name, in dicts, or None."
+def _kept(state: Any) -> State:
+    remedy = "Use tensors by name, in dicts, or None; torch.tensor(0) for a counter, say."
     return {} if state is None else check_type("state of server_rule", state, dict, remedy)
 
 
-def _updated(found: object, before: Params) -> tuple[Params, State | None]:
-    """Return what a server rule returned, if it is parameters like those before, and a state."""
+def _updated(
+    rule: ServerRule, before: Params, average: Params, kept: State | None
+) -> tuple[Params, Any]:
+    """Return what a server rule returns, if it is parameters like those before, and a state."""
     pair = "Return (params, state): new tensors by name, and the rule's state or None."
+    given = leaves_of({"params": before, "state": kept or {}})
+    versions = [tensor._version for tensor in given.values()]
+    found = rule.update(before, average, kept)
+    for (name, tensor), version in zip(given.items(), versions, strict=True):
+        if tensor._version != version:
+            raise ValueError(
+                f"Invalid server_rule: it writes into {name.removeprefix('/')}, so that a round "
+                "that is interrupted would spoil the checkpoint. Return new tensors: v + d * d, "
+                "not v.add_(d * d)."
+            )
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise TypeError(f"Invalid server_rule: it returned {shown(found)}. {pair}")
     moved, state = found
     check_type("params returned by server_rule", moved, dict, pair)
+    lacking = sorted(before.keys() - moved.keys())
+    if lacking:
+        raise ValueError(
+            f"Invalid params returned by server_rule: {lacking[0]} is missing. Return every name "
+            "that it is given."
+        )
     for name, p in moved.items():
         old = before.get(name)
         alike = (
@@ -378,12 +398,13 @@ def draw_round(
     Args:
         clients: the federation's data.
         config: says how many clients, steps and examples.
-        rng: draws.
+        rng: draws; ``np.random.default_rng([seed, t])`` draws what round t of a run does.
         more_steps: batches of every client beside those of its local steps.
         ids: the cohort, if it was drawn already.
 
     Returns:
-        The clients' ids, and an array of positions, (local_steps, batch), for each.
+        The clients' ids, and an array of positions for each, (local_steps + more_steps, batch).
+        More steps change what is drawn for all clients but the first.
 
     Raises:
         TypeError: if an argument is of another type.
@@ -505,7 +526,8 @@ def run_fedavg(
         checkpoint: a file that holds the run. It is written before the first round, after rounds
             as often as 2 % of the time allows, and when the run ends or is stopped, by Ctrl-C or an
             error, with the last round that was completed; the one before stays beside it, as
-            ``.previous``. If it is there already, the run goes on from it. If it is missing,
+            ``.previous``. If it is there already, the run goes on from it, perhaps to a larger
+            ``num_rounds``. If it is missing,
             damaged or of another run, the run goes on from the previous one, with a warning.
         progress: show a progress bar.
         step: the clients' rule: ``sgd``, ``momentum(0.9)``, ``proximal(0.1)``,
@@ -517,7 +539,8 @@ def run_fedavg(
             return several in a tuple or dict. A loss that draws takes a third argument,
             ``generator``, keyed by (seed, round, client, step).
         server_rule: what the server does with the average: ``fedavgm()``, ``fedadam()``,
-            ``fedyogi()``, or a function ``(params, average, state) -> (params, state)``.
+            ``fedyogi()``, a ``ServerRule``, or a function ``(params, average, state) -> (params,
+            state)``, which changes nothing that it is given. ``server_lr`` is 1 then.
         cohort: ``(rng, round_num) -> ids`` of the clients that take part, drawn by a generator
             keyed by (seed, round): availability, or probabilities of your own. It takes the place
             of ``cohort_size``, and may name a client several times.

@@ -104,9 +104,11 @@ def momentum(beta: float = 0.9) -> LocalStep:
 
 
 def proximal(mu: float) -> LocalStep:
-    r"""Return SGD on the loss plus a pull towards the server.
+    r"""Return SGD on the loss plus a pull towards where the client began the round.
 
-    The pull is the gradient of :math:`\frac{\mu_{\mathrm{prox}}}2|\theta-\theta_t|^2`.
+    The pull is the gradient of :math:`\frac{\mu_{\mathrm{prox}}}2|\theta-\theta_t|^2`. A client
+    begins at the server's parameters, unless ``client_params`` gives it others. (For a pull to the
+    server beside those, see Ditto in *Your own method in 40 lines*.)
 
     Args:
         mu: weight of the proximal term, positive.

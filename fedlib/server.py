@@ -20,13 +20,14 @@ class ServerRule(NamedTuple):
     """A server's optimiser, as pure functions; its state is part of a run's checkpoint.
 
     A plain function ``(params, average, state) -> (params, state)`` serves as well; its state is
-    None in the first round.
+    None in the first round, and a checkpoint knows it by its name alone, not by its constants.
 
     Attributes:
         name: tells the rule and its constants; part of a checkpoint's identity.
         init: ``params -> state`` before the first round: tensors by name, in dicts.
         update: ``(params, average, state) -> (params, state)``, a round's step. It is given the
-            parameters that move, and returns new tensors.
+            parameters that move, returns new tensors for all of them, and changes none that it is
+            given.
 
     Example:
         >>> rule = fedavgm(beta=0.5)

@@ -303,6 +303,37 @@ def test_a_plain_function_is_a_server_rule_and_its_state_is_kept(tmp_path):
     assert distance(found, expected) < 1e-13
 
 
+def in_place(params, average, state):
+    state = state or {name: torch.zeros_like(p) for name, p in params.items()}
+    for name, v in state.items():
+        v += average[name] - params[name]
+    return {name: p + state[name] for name, p in params.items()}, state
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (in_place, r"writes into state/.*Return new tensors"),
+        (lambda params, average, state: ({}, state), "is missing. Return every name"),
+        (fl.fedadam, r"what makes a rule, not a rule. Use fedadam\(\)"),
+        (lambda params, average, state: (params, (1, 2)), r"torch.tensor\(0\) for a counter"),
+    ],
+)
+def test_a_server_rule_that_breaks_its_contract_is_refused(rule, message):
+    run = dict(server_rule=rule, seed=0, progress=False)
+    with pytest.raises((TypeError, ValueError), match=message):
+        fl.run_fedavg(mlp(), federation(), PLAIN_SERVER, **run)
+
+
+def test_a_server_rule_that_diverges_is_named():
+    def infinite(params, average, state):
+        return {name: p * float("inf") for name, p in average.items()}, state
+
+    run = dict(server_rule=infinite, seed=0, progress=False)
+    with pytest.raises(FloatingPointError, match="is not finite. .* smaller step in server_rule"):
+        fl.run_fedavg(mlp(), federation(), PLAIN_SERVER, **run)
+
+
 def test_a_server_rule_has_the_step_size(tmp_path):
     with pytest.raises(ValueError, match="Invalid server_lr=0.7: the server rule has a step size"):
         fl.run_fedavg(mlp(), federation(), CONFIG, seed=0, server_rule=fl.fedadam())
