@@ -27,10 +27,11 @@ class LocalStep(NamedTuple):
     """An optimiser that a client starts afresh in every round, as two pure functions.
 
     The tensors may carry a leading client axis: a rule that acts entry by entry does for a stack of
-    clients what it does for one. A rule that does more, such as clipping by the length of a
-    client's whole gradient, says ``entrywise=False``: it is given one client at a time, by every
+    clients what it does for one. A rule that takes a norm, a mean or a maximum over entries, such
+    as clipping, LARS or LAMB, says ``entrywise=False``: it is given one client at a time, by every
     strategy. A rule is tried before a run: if it does more and does not say so, its clients run
-    one by one. New values are returned, the same for the same numbers; nothing is written in place.
+    one by one. That finds most such rules, not all. New values are returned, the same for the same
+    numbers; nothing is written in place.
 
     A rule that draws takes a further argument ``generator`` in ``update``: a ``torch.Generator`` on
     the CPU, keyed by (seed, round, client, step). It is given one client at a time, too, and draws
@@ -38,8 +39,11 @@ class LocalStep(NamedTuple):
 
     Attributes:
         name: tells the rule and its constants; part of a checkpoint's identity.
-        init: ``(params, extra) -> state`` before the first step. ``extra`` is the client's part of
-            the ``client_state`` that ``map_clients`` was given, one tensor per parameter, or None.
+        init: ``(params, extra) -> state`` before the first step. The state may be anything: None,
+            a list, ``(m, v, torch.zeros(()))``. (A counter that is a number is compiled in, and
+            each value compiled anew by the strategy "compiled"; a tensor is not.) ``extra`` is the
+            client's part of the ``client_state`` that ``map_clients`` was given, one tensor per
+            parameter, or None.
         update: ``(params, grads, state, lr) -> (params, state)``, one step of size ``lr``: a
             float, or in compiled steps a scalar tensor.
         period: steps that belong together; the number of local steps must be a multiple of it.

@@ -916,13 +916,19 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
     def made(phase: int) -> list[Tensor]:
         return [_waves(p, phase + i) for i, p in enumerate(like)]
 
-    def numbers(phase: int, scale: float = 1.0) -> list[Tensor]:
-        return [p * scale for p in made(phase)]
+    def numbers(phase: int, scale: float = 1.0, shift: float = 0.0) -> list[Tensor]:
+        return [(p + shift) * scale for p in made(phase)]
 
-    # The clients' gradients are of very different lengths, each once long and once short.
+    # The clients' gradients are of very different lengths, each once long and once short, and of
+    # different means; their parameters are of different lengths, too. So a rule that takes a norm,
+    # a mean or a maximum is found out even if it divides the lengths of gradients away, as Adam.
     scales = [(0.03, 30.0), (300.0, 0.3), (3e-4, 3000.0), (1.0, 1e-3)]
     clients = [
-        (numbers(11 * i), numbers(5 + i) if extra else None, lambda k, i=i: scales[k % 4][i])
+        (
+            numbers(11 * i, (1.0, 0.2)[i]),
+            numbers(5 + i) if extra else None,
+            lambda k, i=i: numbers(3 * (k % 4) + 7 * i, scales[k % 4][i], (0.0, 0.5)[i]),
+        )
         for i in range(2)
     ]
 
@@ -930,7 +936,13 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
         before = [p.clone() for p in start]
         params, state = start, step.init(start, extra)
         for k in range(count):
-            params, state = step.update(params, grads(k), state, 0.1)
+            found = step.update(params, grads(k), state, 0.1)
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise ValueError(
+                    f"Invalid step {step.name}: its update returns {shown(found)}. Return a pair: "
+                    "new tensors, and the new state or None."
+                )
+            params, state = found
             params = list(params)
             told = [(tuple(p.shape), p.dtype) for p in params]
             if told != [(tuple(p.shape), p.dtype) for p in start]:
@@ -946,12 +958,8 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
         return params
 
     def alone(i: int) -> list[Tensor]:
-        start, more, scale = clients[i]
-        return steps(
-            [p.clone() for p in start],
-            more and [e.clone() for e in more],
-            lambda k: numbers(3 * (k % 4) + 7 * i, scale(k)),
-        )
+        start, more, grads = clients[i]
+        return steps([p.clone() for p in start], more and [e.clone() for e in more], grads)
 
     generators = _generators(like[0].device) if like else _generators(torch.device("cpu"))
     device = like[0].device if like else torch.device("cpu")
@@ -971,7 +979,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
         raise ValueError(
             f"Invalid step {step.name}: for the same parameters and gradients it gives two "
             "results, so that no run could be repeated. Draw by an argument generator of update, "
-            "as LocalStep says."
+            "and keep what it counts or remembers in its state, as LocalStep says."
         )
     if one_by_one:  # by every strategy
         return None
@@ -983,10 +991,7 @@ def _rule(step: LocalStep, shapes: tuple, extra: bool, count: int) -> str | None
             if extra
             else None,
             lambda k: [
-                torch.stack(g)
-                for g in zip(
-                    *(numbers(3 * (k % 4) + 7 * i, clients[i][2](k)) for i in range(2)), strict=True
-                )
+                torch.stack(g) for g in zip(*(grads(k) for _, _, grads in clients), strict=True)
             ],
         )
     except Exception as error:

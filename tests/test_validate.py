@@ -184,11 +184,39 @@ def decay(params, grads, state, lr):  # of matrices only: a stack of biases is a
     ], state
 
 
+def adam(params, grads, state, lr):
+    if state is None:
+        state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in params]
+    pairs = zip(grads, state, strict=True)
+    state = [(0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g) for g, (m, v) in pairs]
+    return [m / (v.sqrt() + 1e-8) for m, v in state], state
+
+
+def centred(params, grads, state, lr):
+    ways, state = adam(params, grads, state, lr)
+    return [p - lr * (u - u.mean()) for p, u in zip(params, ways, strict=True)], state
+
+
+def lamb(params, grads, state, lr):
+    ways, state = adam(params, grads, state, lr)
+    pairs = zip(params, ways, strict=True)
+    return [p - lr * u * p.norm() / (u.norm() + 1e-8) for p, u in pairs], state
+
+
+def as_long_as_its_parameters(params, grads, state, lr):
+    ways, state = adam(params, grads, state, lr)
+    pairs = zip(params, ways, strict=True)
+    return [p - lr * u * p.square().mean().sqrt() for p, u in pairs], state
+
+
 def rule(update):
     return fl.LocalStep(update.__name__, lambda params, extra: None, update)
 
 
-@pytest.mark.parametrize("update", [clip, decay])
+NOT_ENTRYWISE = [clip, decay, centred, lamb, as_long_as_its_parameters]
+
+
+@pytest.mark.parametrize("update", NOT_ENTRYWISE)
 def test_a_rule_that_is_not_entrywise_is_never_stacked(update):
     model, step = mlp(), rule(update)
     expected = run(model, step=step, strategy="loop")
