@@ -136,7 +136,7 @@ def test_divergence_keeps_the_last_finite_round(tmp_path):
     nn.init.ones_(model.head.weight)
     config = replace(CONFIG, cohort_size=None, client_lr=1e-4, local_steps=1, num_rounds=200)
     for _ in range(2):  # resumed, it diverges in the same round
-        with pytest.raises(FloatingPointError, match=r"in round (\d+): ") as caught:
+        with pytest.raises(FloatingPointError, match=r"in round (\d+) on client 0: ") as caught:
             start(tmp_path / "run", model=model, clients=clients, config=config, eval_every=1000)
         assert f"in round {round_of(tmp_path / 'run') + 1}:" in str(caught.value)
         assert round_of(tmp_path / "run") > 0
