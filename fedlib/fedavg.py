@@ -290,7 +290,7 @@ def _server_rule(rule: ServerRule | Callable | None, config: FedAvgConfig) -> Se
         for field in ("init", "update") if rule else ():
             function = getattr(rule, field)
             check_callable(f"server_rule.{field}", function, "Write it as ServerRule says.")
-    elif rule in (fedadam, fedavgm, fedyogi):
+    elif any(rule is maker for maker in (fedadam, fedavgm, fedyogi)):
         refuse("server_rule", rule, "what makes a rule, not a rule", f"{rule.__name__}()")
     else:
         use = "Use fedadam(0.01), a ServerRule, or a function (params, average, state)."
