@@ -17,11 +17,8 @@ settings.register_profile("book", deadline=None, derandomize=True, suppress_heal
 settings.load_profile("book")
 
 
-# What takes minutes comes first, so that no processor waits for it in the end. Before all, the
-# engine: after steps were compiled in the process, its convolutions keep the same bits for any
-# number of threads no longer (why, we do not know yet).
+# What takes minutes comes first, so that no processor waits for it in the end.
 LONGEST = [
-    "test_engine.py",
     "test_site.py",
     "test_fuzz.py",
     "08_iteration",
